@@ -1,0 +1,3 @@
+"""The worker: what an operator runs."""
+
+from __future__ import annotations
