@@ -57,6 +57,8 @@ class ErrorData(msgspec.Struct, frozen=True, kw_only=True):
 
     code: str
     message: str
+    kind: str = "error"
+    """``rejection`` or ``fault``: what an unknown code is to be taken for."""
     retryable: bool = False
     retry_safety: RetrySafety = "not_started"
     context: dict[str, str] = {}
@@ -66,12 +68,13 @@ class ErrorData(msgspec.Struct, frozen=True, kw_only=True):
 class CorralError(Exception):
     """Base of every error corral raises.
 
-    Also what an error of a newer version becomes: :attr:`code` then says
-    which one it was.
+    An error of a newer version becomes a :class:`Rejection` or a
+    :class:`Fault`; :attr:`code` says which one it was.
     """
 
     code: str = "error"
     """Stable machine name: safe to alert on and to store."""
+    kind: str = "error"
     retryable: bool = False
     """Whether the same call may be made again without harm."""
     retry_safety: RetrySafety = "not_started"
@@ -89,6 +92,7 @@ class CorralError(Exception):
         return ErrorData(
             code=self.code,
             message=self.message,
+            kind=self.kind,
             retryable=self.retryable,
             retry_safety=self.retry_safety,
             context=dict(self.context),
@@ -100,7 +104,9 @@ class CorralError(Exception):
         """Rebuild an error from the wire by its code, never by an import path."""
         if data.code == ErrSecurityViolation.code:
             return ErrSecurityViolation(data.violations, context=data.context)
-        error = _BY_CODE.get(data.code, CorralError)(data.message, context=data.context)
+        error = (_BY_CODE.get(data.code) or _BY_KIND.get(data.kind, CorralError))(
+            data.message, context=data.context
+        )
         error.code = data.code
         error.retryable = data.retryable
         error.retry_safety = data.retry_safety
@@ -109,6 +115,9 @@ class CorralError(Exception):
 
 class Rejection(CorralError):
     """Raised if the request itself is at fault. Nothing was started."""
+
+    code = "rejection"
+    kind = "rejection"
 
 
 class ErrInvalidJob(Rejection):
@@ -167,18 +176,26 @@ class ErrClientNotConfigured(Rejection):
 class Fault(CorralError):
     """Raised if corral or its host failed, not the job.
 
+    ``detail`` is for the worker's log: it may name paths of the host, and does
+    not cross the wire.
+
     ``retry_safety`` says whether the job's code may have begun; only what was
     not started is ``retryable``.
     """
+
+    code = "fault"
+    kind = "fault"
 
     def __init__(
         self,
         message: str,
         *,
         retry_safety: RetrySafety = "not_started",
+        detail: str = "",
         context: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(message, context=context)
+        self.detail = detail
         self.retry_safety = retry_safety
         self.retryable = retry_safety == "not_started"
 
@@ -229,4 +246,7 @@ _BY_CODE: Mapping[str, type[CorralError]] = MappingProxyType(
             ErrDaemonUnavailable,
         )
     }
+)
+_BY_KIND: Mapping[str, type[CorralError]] = MappingProxyType(
+    {error.kind: error for error in (Rejection, Fault)}
 )

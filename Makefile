@@ -1,0 +1,53 @@
+# What people and CI both run. Recipes are one line; logic lives in tools/.
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-print-directory
+
+BIN := .venv/bin
+# Options for pytest, such as PYTEST_ARGS='-k drain'. Live tests mostly wait: four at a time.
+PYTEST_ARGS ?= -n 4
+# The checkers' own work is on these.
+CODE := schemas worker tests tools
+
+.PHONY: help setup setup-test run test test-unit lint types layers check format lock build clean
+
+help: ## Show this help
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s  %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: ## Set this machine up: Debian packages, gVisor, .venv (as root)
+	@tools/setup
+
+setup-test:
+	@tools/setup --test
+
+run: setup ## Show corral at work: the demo, on this machine
+	@$(BIN)/corral demo
+
+test: setup-test ## Run all tests (PYTEST_ARGS: other options for pytest)
+	$(BIN)/pytest $(PYTEST_ARGS)
+
+test-unit: setup ## Run the tests that need nothing of the host
+	$(BIN)/pytest tests/unit $(PYTEST_ARGS)
+
+lint: setup ## Check style and formatting
+	$(BIN)/ruff check $(CODE) && $(BIN)/ruff format --check $(CODE)
+
+types: setup ## Check types
+	$(BIN)/mypy
+
+layers: setup ## Check which package may import which
+	$(BIN)/lint-imports
+
+check: lint types layers ## Run every check but the tests
+
+format: setup ## Format the code and mend what can be mended
+	$(BIN)/ruff format $(CODE) && $(BIN)/ruff check --fix $(CODE)
+
+lock: setup ## Resolve the requirements again, with hashes
+	tools/lock
+
+build: setup ## Build the wheel into dist/ (needs no network)
+	$(BIN)/hatchling build --target wheel
+
+clean: ## Remove everything that was made here, .venv too
+	rm -rf .venv build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache

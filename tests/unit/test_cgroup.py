@@ -1,0 +1,325 @@
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from msgspec.structs import replace
+
+from corral import HostLimits
+from corral_worker.sandbox import cgroup
+from corral_worker.sandbox.cgroup import CgroupError, Counters
+from corral_worker.sandbox.cgroup_host import CgroupHost
+from corral_worker.sandbox.cgroup_v1 import CgroupV1
+from corral_worker.sandbox.cgroup_v2 import CgroupV2
+
+MIB = 1024**2
+LIMITS = HostLimits(memory_bytes=64 * MIB, swap_bytes=0, cpus=0.5, tasks=60)
+
+V1 = """\
+22 1 0:20 / /proc rw,nosuid - proc proc rw
+24 1 0:22 / /weird\\040place rw shared:3 - tmpfs  rw,size=1k
+30 24 0:26 / /cg/memory rw,nosuid shared:9 - cgroup cgroup rw,memory
+31 24 0:27 / /cg/cpu,cpuacct rw,nosuid - cgroup cgroup rw,cpu,cpuacct
+32 24 0:28 / /cg/pids rw master:2 propagate_from:1 - cgroup none rw,pids
+33 24 0:29 / /cg/systemd rw - cgroup systemd rw,xattr,name=systemd
+34 24 0:30 / /cg/unified rw - cgroup2 cgroup2 rw,nsdelegate
+"""
+V2 = """\
+22 1 0:20 / /proc rw,nosuid - proc proc rw
+34 24 0:30 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw,nsdelegate
+"""
+
+
+def host_v1(parent: str = "/corral") -> CgroupHost:
+    membership = "5:memory:/user/me\n2:pids:/other\n1:name=systemd:/init\n0::/unified\n"
+    return CgroupHost(parent, mountinfo=V1, membership=membership)
+
+
+def test_a_host_with_all_controllers_in_version_1_is_one() -> None:
+    host = host_v1()
+
+    assert host.version == 1
+    assert isinstance(host.sandbox("x"), CgroupV1)
+    assert host._hierarchies["cpu"] == host._hierarchies["cpuacct"] == Path("/cg/cpu,cpuacct")
+    assert host._hierarchies["systemd"] == Path("/cg/systemd")
+
+
+def test_a_host_with_the_unified_hierarchy_alone_is_version_2() -> None:
+    host = CgroupHost("/corral", mountinfo=V2, membership="0::/system.slice/x.service\n")
+
+    assert host.version == 2
+    assert isinstance(host.sandbox("x"), CgroupV2)
+
+
+def test_a_hybrid_host_that_lacks_a_controller_in_version_1_is_version_2() -> None:
+    mountinfo = "".join(line for line in V1.splitlines(keepends=True) if "pids" not in line)
+    host = CgroupHost("/corral", mountinfo=mountinfo, membership="0::/\n")
+
+    assert host.version == 2
+
+
+def test_a_host_on_which_limits_would_not_hold_is_refused() -> None:
+    mountinfo = "".join(
+        line for line in V1.splitlines(keepends=True) if "pids" not in line and "2 cg" not in line
+    )
+
+    with pytest.raises(CgroupError, match="version 1 lacks pids"):
+        CgroupHost("/corral", mountinfo=mountinfo, membership="")
+
+
+@pytest.mark.parametrize(
+    ("mountinfo", "membership", "expected"),
+    [
+        (V1, "5:cpu,memory:/user/me\n0::/unified\n", "/user/me/jobs"),
+        (V2, "0::/system.slice/corral.service\n", "/system.slice/corral.service/jobs"),
+        (V2, "0::/\n", "/jobs"),
+        (V2, "1:name=x:/a:b\n0::/with:colon\n", "/with:colon/jobs"),
+        (V1, "", "/jobs"),
+    ],
+)
+def test_a_delegated_parent_is_below_the_workers_own_cgroup(
+    mountinfo: str, membership: str, expected: str
+) -> None:
+    host = CgroupHost("delegated", mountinfo=mountinfo, membership=membership)
+
+    assert host.parent == expected
+
+
+@pytest.mark.parametrize("parent", ["/corral", "/corral/", "/"])
+def test_a_sandboxes_cgroup_is_below_the_parent(parent: str) -> None:
+    path = host_v1(parent).sandbox("corral-1").runsc_path
+
+    assert path == f"{parent.rstrip('/')}/corral-1"
+
+
+def test_in_version_2_runsc_gets_a_cgroup_below_the_one_that_holds() -> None:
+    host = CgroupHost("/corral", mountinfo=V2, membership="0::/\n")
+
+    assert host.sandbox("corral-1").runsc_path == "/corral/corral-1/sandbox"
+
+
+def fake_host(tmp_path: Path, parent: str, membership: str = "0::/\n") -> CgroupHost:
+    return CgroupHost(
+        parent, mountinfo=f"1 2 0:3 / {tmp_path} rw - cgroup2 cgroup2 rw\n", membership=membership
+    )
+
+
+def test_in_version_2_controllers_are_enabled_all_the_way_down(tmp_path: Path) -> None:
+    host = fake_host(tmp_path, "/a/b")
+
+    host.prepare()
+    host.prepare()
+
+    for directory in (tmp_path, tmp_path / "a", tmp_path / "a" / "b"):
+        assert (directory / "cgroup.subtree_control").read_text() == "+cpu +memory +pids"
+
+
+def test_in_a_delegated_cgroup_the_worker_moves_into_a_leaf_first(tmp_path: Path) -> None:
+    own = tmp_path / "corral.service"
+    own.mkdir()
+
+    fake_host(tmp_path, "delegated", "0::/corral.service\n").prepare()
+
+    assert (own / "supervisor" / "cgroup.procs").read_text() == str(os.getpid())
+    assert (own / "cgroup.subtree_control").read_text() == "+cpu +memory +pids"
+    assert (own / "jobs" / "cgroup.subtree_control").read_text() == "+cpu +memory +pids"
+    # What is above belongs to somebody else.
+    assert not (tmp_path / "cgroup.subtree_control").exists()
+
+
+def test_in_version_2_the_parent_stays_for_other_workers(tmp_path: Path) -> None:
+    (tmp_path / "corral").mkdir()
+
+    fake_host(tmp_path, "/corral").release()
+
+    assert (tmp_path / "corral").exists()
+
+
+def test_in_version_1_an_empty_parent_is_removed_and_one_in_use_is_not(tmp_path: Path) -> None:
+    mountinfo = "".join(
+        f"1 2 0:3 / {tmp_path}/{name} rw - cgroup cgroup rw,{name}\n"
+        for name in ("memory", "pids", "cpu", "cpuacct")
+    )
+    host = CgroupHost("/corral", mountinfo=mountinfo, membership="0::/\n")
+    for name in ("memory", "pids/corral", "cpu"):
+        (tmp_path / name / "corral").mkdir(parents=True)
+
+    host.release()
+    host.release()
+
+    assert [path.name for path in sorted(tmp_path.glob("*/corral"))] == ["corral"]
+    assert (tmp_path / "pids" / "corral" / "corral").exists()
+
+
+def v2(tmp_path: Path) -> CgroupV2:
+    return CgroupV2(tmp_path, "/corral/one")
+
+
+def test_in_version_2_limits_are_written_and_read_back(tmp_path: Path) -> None:
+    held = v2(tmp_path).create(LIMITS)
+
+    own = tmp_path / "corral" / "one"
+    assert (own / "memory.max").read_text() == str(64 * MIB)
+    assert (own / "pids.max").read_text() == "60"
+    assert (own / "cpu.max").read_text() == "50000 100000"
+    assert (own / "cgroup.subtree_control").read_text() == "+cpu +memory +pids"
+    # This fake kernel does not account for swap.
+    assert held == replace(LIMITS, swap_bytes=None)
+
+
+@given(cpus=st.floats(0.01, 1024))
+def test_no_share_of_processors_is_refused_for_the_rounding_of_numbers(
+    tmp_path_factory: pytest.TempPathFactory, cpus: float
+) -> None:
+    limits = replace(LIMITS, cpus=cpus)
+
+    held = v2(tmp_path_factory.mktemp("cgroup")).create(limits)
+
+    assert 0 <= cpus - held.cpus <= 1e-5 + 1e-9 * cpus or held.cpus == pytest.approx(cpus)
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("memory.max", "max\n"),
+        ("memory.max", f"{64 * MIB + 4096}\n"),
+        ("pids.max", "max\n"),
+        ("pids.max", "61\n"),
+        ("cpu.max", "max 100000\n"),
+        ("cpu.max", "50001 100000\n"),
+        ("cpu.max", ""),
+    ],
+)
+def test_a_limit_that_does_not_hold_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str, content: str
+) -> None:
+    real = cgroup.read
+
+    def read(path: Path) -> str:
+        return content if path.name == file else real(path)
+
+    monkeypatch.setattr("corral_worker.sandbox.cgroup.read", read)
+    monkeypatch.setattr("corral_worker.sandbox.cgroup_v2.read", read)
+
+    with pytest.raises(CgroupError, match=r"was set to .* but reads back as"):
+        v2(tmp_path).create(LIMITS)
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("memory.limit_in_bytes", "9223372036854771712\n"),
+        ("pids.max", "max\n"),
+        ("cpu.cfs_quota_us", "-1\n"),
+    ],
+)
+def test_in_version_1_a_limit_that_does_not_hold_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str, content: str
+) -> None:
+    real = cgroup.read
+    monkeypatch.setattr(
+        "corral_worker.sandbox.cgroup.read",
+        lambda path: content if path.name == file else real(path),
+    )
+    hierarchies = {name: tmp_path / name for name in ("memory", "pids", "cpu", "cpuacct")}
+
+    with pytest.raises(CgroupError, match=r"was set to .* but reads back as"):
+        CgroupV1(hierarchies, "/corral/one").create(LIMITS)
+
+
+def test_a_limit_of_swap_that_does_not_hold_is_refused() -> None:
+    with pytest.raises(CgroupError, match="swap_bytes was set to 0 but reads back as 4096"):
+        cgroup.check_held(LIMITS, replace(LIMITS, swap_bytes=4096))
+
+
+def test_a_limit_that_is_tighter_than_asked_holds() -> None:
+    held = replace(LIMITS, memory_bytes=64 * MIB - 4096, cpus=0.4, tasks=1)
+
+    assert cgroup.check_held(LIMITS, held) == held
+
+
+def test_a_cgroup_that_is_there_already_is_somebody_elses(tmp_path: Path) -> None:
+    v2(tmp_path).create(LIMITS)
+
+    with pytest.raises(CgroupError, match="cannot be made: File exists"):
+        v2(tmp_path).create(LIMITS)
+
+
+def test_in_version_2_counters_are_read_from_the_cgroup_that_stays(tmp_path: Path) -> None:
+    own = tmp_path / "corral" / "one"
+    own.mkdir(parents=True)
+    (own / "cpu.stat").write_text("usage_usec 1500000\nuser_usec 1\n")
+    (own / "memory.peak").write_text("12345\n")
+    (own / "memory.events").write_text("low 0\noom 3\noom_kill 2\noom_group_kill 1\n")
+    (own / "pids.peak").write_text("17\n")
+
+    counters = v2(tmp_path).counters()
+
+    assert counters == Counters(cpu_s=1.5, peak_memory_bytes=12345, peak_tasks=17, oom_kills=2)
+
+
+def test_counters_the_kernel_does_not_keep_are_not_made_up(tmp_path: Path) -> None:
+    own = tmp_path / "corral" / "one"
+    own.mkdir(parents=True)
+    (own / "cpu.stat").write_text("usage_usec 10\n")
+
+    assert v2(tmp_path).counters().peak_tasks is None
+
+
+def test_counters_of_a_cgroup_that_is_gone_are_zeros(tmp_path: Path) -> None:
+    zeros = Counters(cpu_s=0, peak_memory_bytes=0, peak_tasks=None, oom_kills=0)
+
+    assert v2(tmp_path).counters() == zeros
+
+
+def test_processes_of_cgroups_below_count(tmp_path: Path) -> None:
+    own = tmp_path / "corral" / "one"
+    (own / "sandbox" / "deep").mkdir(parents=True)
+    (own / "cgroup.procs").write_text("1\n")
+    (own / "sandbox" / "cgroup.procs").write_text("22\n333\n")
+    (own / "sandbox" / "deep" / "cgroup.procs").write_text("4444\n")
+    (tmp_path / "corral" / "cgroup.procs").write_text("99999\n")
+
+    assert v2(tmp_path).processes() == {1, 22, 333, 4444}
+
+
+def test_in_version_2_the_kernel_kills_all_at_once(tmp_path: Path) -> None:
+    own = tmp_path / "corral" / "one"
+    own.mkdir(parents=True)
+
+    v2(tmp_path).kill()
+
+    assert (own / "cgroup.kill").read_text() == "1"
+
+
+def test_a_process_of_another_pid_namespace_is_never_taken_for_ourselves(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    killed: list[tuple[int, int]] = []
+    monkeypatch.setattr(os, "kill", lambda pid, number: killed.append((pid, number)))
+
+    cgroup.signal_all([0, 7])
+
+    assert killed == [(7, signal.SIGKILL)]
+
+
+def test_a_cgroup_that_is_not_empty_is_not_removed(tmp_path: Path) -> None:
+    v2(tmp_path).create(LIMITS)  # its files are what cgroupfs would not mind
+
+    with pytest.raises(CgroupError, match="cannot be removed: Directory not empty"):
+        v2(tmp_path).remove()
+
+
+def test_empty_cgroups_are_removed_with_all_below(tmp_path: Path) -> None:
+    own = tmp_path / "corral" / "one"
+    (own / "sandbox" / "deep").mkdir(parents=True)
+
+    v2(tmp_path).remove()
+    v2(tmp_path).remove()
+
+    assert not own.exists()
+    assert own.parent.exists()

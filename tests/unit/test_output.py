@@ -1,0 +1,191 @@
+from __future__ import annotations
+
+import fcntl
+import os
+import threading
+
+import anyio
+import anyio.lowlevel
+import anyio.to_thread
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from corral_worker.process.output import BoundedOutput, Pipe, drain, supply
+
+MIB = 1024**2
+CHUNK = 256 * 1024
+
+
+def fed(limit: int, chunks: list[bytes]) -> BoundedOutput:
+    output = BoundedOutput(limit)
+    for chunk in chunks:
+        output.feed(chunk)
+    return output
+
+
+@given(limit=st.integers(0, 40), chunks=st.lists(st.binary(max_size=30), max_size=20))
+def test_head_and_tail_are_kept_however_the_stream_was_cut(limit: int, chunks: list[bytes]) -> None:
+    whole = b"".join(chunks)
+    head, tail = limit // 2, limit - limit // 2
+
+    captured = fed(limit, chunks).captured()
+
+    assert captured.total == len(whole)
+    if len(whole) <= limit:
+        assert (captured.data, captured.gap) == (whole, None)
+    else:
+        assert captured.data == whole[:head] + whole[len(whole) - tail :]
+        assert captured.gap == head
+
+
+@given(chunks=st.lists(st.binary(max_size=30), max_size=20), looks=st.sets(st.integers(0, 19)))
+def test_a_look_in_between_changes_nothing(chunks: list[bytes], looks: set[int]) -> None:
+    watched = BoundedOutput(16)
+    for number, chunk in enumerate(chunks):
+        watched.feed(chunk)
+        if number in looks:
+            watched.captured()
+
+    assert watched.captured() == fed(16, chunks).captured()
+
+
+@given(
+    limit=st.integers(0, 2 * MIB),
+    sizes=st.lists(st.integers(0, CHUNK), max_size=60),
+)
+def test_memory_is_bounded_however_much_is_fed(limit: int, sizes: list[int]) -> None:
+    output = BoundedOutput(limit)
+    chunk = bytes(CHUNK)
+    for size in sizes:
+        output.feed(chunk[:size])
+        assert len(output._head) + len(output._tail) <= limit + MIB // 2
+
+
+def test_a_large_stream_keeps_its_first_and_last_bytes() -> None:
+    numbers = b"".join(b"%07d\n" % number for number in range(1_000_000))
+    chunks = [numbers[start : start + CHUNK] for start in range(0, len(numbers), CHUNK)]
+
+    captured = fed(MIB, chunks).captured()
+
+    assert captured.data == numbers[: MIB // 2] + numbers[-MIB // 2 :]
+    assert (captured.total, captured.gap) == (8_000_000, MIB // 2)
+
+
+def is_open(descriptor: int) -> bool:
+    try:
+        os.fstat(descriptor)
+    except OSError:
+        return False
+    return True
+
+
+def test_a_pipe_closes_both_ends() -> None:
+    with Pipe(parent="read") as pipe:
+        assert is_open(pipe.read_end)
+        assert is_open(pipe.write_end)
+
+    assert not is_open(pipe.read_end)
+    assert not is_open(pipe.write_end)
+
+
+def test_a_pipe_never_closes_an_end_twice() -> None:
+    with Pipe(parent="read") as pipe:
+        pipe.close(pipe.theirs)
+        # The number goes to the next who asks, and must stay open.
+        other = os.open("/dev/null", os.O_RDONLY)
+        assert other == pipe.theirs
+        pipe.close(pipe.theirs)
+
+    assert is_open(other)
+    os.close(other)
+
+
+@pytest.mark.parametrize("parent", ["read", "write"])
+def test_only_the_parents_end_does_not_block_and_no_end_is_inherited(
+    parent: str,
+) -> None:
+    with Pipe(parent="read" if parent == "read" else "write") as pipe:
+        assert pipe.ours == (pipe.read_end if parent == "read" else pipe.write_end)
+        assert not os.get_blocking(pipe.ours)
+        assert os.get_blocking(pipe.theirs)
+        for end in (pipe.ours, pipe.theirs):
+            assert fcntl.fcntl(end, fcntl.F_GETFD) & fcntl.FD_CLOEXEC
+
+
+async def test_everything_up_to_the_end_is_drained() -> None:
+    data = os.urandom(3 * MIB)
+    output = BoundedOutput(4 * MIB)
+    with Pipe(parent="read") as pipe:
+
+        def write() -> None:
+            with os.fdopen(os.dup(pipe.theirs), "wb") as file:
+                file.write(data)
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(drain, pipe.ours, output.feed)
+            await anyio.to_thread.run_sync(write)
+            pipe.close(pipe.theirs)
+
+    assert output.captured().data == data
+
+
+async def test_a_drain_that_is_cancelled_has_kept_what_it_read() -> None:
+    output = BoundedOutput(100)
+    with Pipe(parent="read") as pipe:
+        os.write(pipe.theirs, b"so far")
+        with anyio.move_on_after(0.05) as scope:
+            await drain(pipe.ours, output.feed)
+
+    assert scope.cancelled_caught
+    assert output.captured().data == b"so far"
+
+
+async def test_a_stream_without_end_lets_others_run() -> None:
+    stop = threading.Event()
+    with Pipe(parent="read") as pipe:
+
+        def flood() -> None:
+            while not stop.is_set():
+                os.write(pipe.theirs, bytes(4096))
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(drain, pipe.ours, BoundedOutput(10).feed)
+            async with anyio.create_task_group() as others:
+                others.start_soon(anyio.to_thread.run_sync, flood)
+                for _ in range(100):
+                    await anyio.lowlevel.checkpoint()
+                stop.set()
+            pipe.close(pipe.theirs)
+
+
+async def test_all_input_is_supplied_to_a_slow_reader() -> None:
+    data = os.urandom(3 * MIB)
+    received = bytearray()
+    with Pipe(parent="write") as pipe:
+
+        def read() -> None:
+            while chunk := os.read(pipe.theirs, 30_000):
+                received.extend(chunk)
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(anyio.to_thread.run_sync, read)
+            await supply(pipe.ours, data)
+            pipe.close(pipe.ours)
+
+    assert bytes(received) == data
+
+
+async def test_a_reader_that_goes_away_ends_the_supply() -> None:
+    with Pipe(parent="write") as pipe:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(supply, pipe.ours, bytes(MIB))
+            await anyio.wait_readable(pipe.theirs)
+            pipe.close(pipe.theirs)
+
+
+async def test_a_supply_that_nobody_reads_can_be_cancelled() -> None:
+    with Pipe(parent="write") as pipe, anyio.move_on_after(0.05) as scope:
+        await supply(pipe.ours, bytes(MIB))
+
+    assert scope.cancelled_caught

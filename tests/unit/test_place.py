@@ -1,0 +1,169 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from corral import EffectiveLimits, HostLimits, Job
+from corral_worker.sandbox.bundle import ROOT_DIRECTORY, host_tasks
+from corral_worker.sandbox.cgroup import CgroupError, Counters
+from corral_worker.sandbox.cgroup_host import CgroupHost
+from corral_worker.sandbox.place import Place
+
+JOB = Job(argv=("true",))
+LIMITS = EffectiveLimits()
+
+
+class Cgroup:
+    """One that is never made: it only remembers."""
+
+    runsc_path = "/corral/one"
+
+    def __init__(self) -> None:
+        self.limits: HostLimits | None = None
+        self.busy = 0
+        self.kills = 0
+
+    def create(self, limits: HostLimits) -> HostLimits:
+        self.limits = limits
+        return limits
+
+    def counters(self) -> Counters:
+        return Counters(cpu_s=0, peak_memory_bytes=0, peak_tasks=None, oom_kills=0)
+
+    def processes(self) -> set[int]:
+        return set()
+
+    def kill(self) -> None:
+        self.kills += 1
+
+    def remove(self) -> None:
+        if self.busy:
+            self.busy -= 1
+            raise CgroupError("cgroup /corral/one cannot be removed: busy")
+
+
+@pytest.fixture
+def cgroup() -> Cgroup:
+    return Cgroup()
+
+
+@pytest.fixture
+def place(tmp_path: Path, cgroup: Cgroup) -> Place:
+    mountinfo = f"1 2 0:3 / {tmp_path} rw - cgroup2 cgroup2 rw\n"
+    made = Place(tmp_path / "b", CgroupHost("/corral", mountinfo=mountinfo, membership="0::/\n"))
+    made.cgroup = cgroup
+    return made
+
+
+def note(place: Place, message: str, second: float = 0) -> None:
+    entry = {"msg": message, "level": "info", "time": f"2030-01-01T00:00:{second:012.9f}Z"}
+    with place.logs.run.open("a") as log:
+        log.write(json.dumps(entry) + "\n")
+
+
+def test_every_place_has_an_id_of_its_own(tmp_path: Path) -> None:
+    mountinfo = "1 2 0:3 / /cg rw - cgroup2 cgroup2 rw\n"
+    host = CgroupHost("/corral", mountinfo=mountinfo, membership="0::/\n")
+
+    assert len({Place(tmp_path, host).id for _ in range(100)}) == 100
+
+
+def test_a_bundle_is_for_the_worker_alone(place: Place) -> None:
+    place.make(JOB, LIMITS, Path("/image"))
+
+    config = place.bundle / "config.json"
+    assert config.stat().st_mode & 0o777 == 0o600
+    assert (place.bundle / ROOT_DIRECTORY).stat().st_mode & 0o777 == 0o700
+    assert list((place.bundle / ROOT_DIRECTORY).iterdir()) == []
+    assert json.loads(config.read_text())["linux"]["cgroupsPath"] == "/corral/one"
+
+
+def test_the_cgroup_gets_the_jobs_limits_and_no_swap(place: Place, cgroup: Cgroup) -> None:
+    held = place.make(JOB, LIMITS, Path("/image"))
+
+    assert held == cgroup.limits
+    assert held == HostLimits(
+        memory_bytes=LIMITS.memory_bytes,
+        swap_bytes=0,
+        cpus=LIMITS.cpus,
+        tasks=host_tasks(LIMITS),
+    )
+
+
+def test_an_empty_log_book_knows_nothing(place: Place) -> None:
+    book = place.log_book()
+
+    assert (book.errors, book.panic, book.wait_status, book.run_s) == ((), "", None, 0.0)
+
+
+def test_the_log_book_tells_what_was_written(place: Place) -> None:
+    place.make(JOB, LIMITS, Path("/image"))
+    place.logs.errors.write_bytes(b'{"msg":"broken","level":"error"}\nhalf a li')
+    place.logs.panic.write_bytes(b"panic: \xff")
+    note(place, "network.go:59] Network is disabled", 1)
+    note(place, "main.go:222] Exiting with status: 768", 3.5)
+
+    book = place.log_book()
+
+    assert book.errors == ("broken",)
+    assert book.panic == "panic: \ufffd"
+    assert book.wait_status == 768
+    assert book.run_s == 2.5
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "Exiting with status: ",
+        "Exiting with status: 0 or so",
+        "Exiting with status: -1",
+        "status: 0",
+    ],
+)
+def test_other_words_are_no_wait_status(place: Place, message: str) -> None:
+    place.make(JOB, LIMITS, Path("/image"))
+    note(place, message)
+
+    assert place.log_book().wait_status is None
+
+
+def test_a_note_that_was_cut_off_is_left_out(place: Place) -> None:
+    place.make(JOB, LIMITS, Path("/image"))
+    note(place, "begin")
+    with place.logs.run.open("a") as log:
+        log.write('{"msg":"main.go:222] Exiting with status: 0","level":"in')
+
+    assert place.log_book().wait_status is None
+
+
+def test_a_removed_place_is_gone_and_can_be_removed_again(place: Place, cgroup: Cgroup) -> None:
+    place.make(JOB, LIMITS, Path("/image"))
+
+    assert place.remove(within_s=1) == []
+    assert place.remove(within_s=1) == []
+
+    assert not place.bundle.exists()
+    assert cgroup.kills == 2
+
+
+def test_a_place_that_was_never_made_can_be_removed(place: Place) -> None:
+    assert place.remove(within_s=1) == []
+
+
+def test_processes_that_take_a_moment_to_die_are_waited_for(place: Place, cgroup: Cgroup) -> None:
+    cgroup.busy = 3
+
+    assert place.remove(within_s=10) == []
+    assert cgroup.kills == 4
+
+
+def test_what_cannot_be_removed_is_told_and_the_rest_is_removed(
+    place: Place, cgroup: Cgroup
+) -> None:
+    place.make(JOB, LIMITS, Path("/image"))
+    cgroup.busy = 1_000_000
+
+    assert place.remove(within_s=0.05) == ["cgroup /corral/one cannot be removed: busy"]
+    assert not place.bundle.exists()

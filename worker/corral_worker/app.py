@@ -1,0 +1,116 @@
+"""The composition root: the only place that builds the parts and nests them."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import anyio
+import structlog
+from arq.connections import ArqRedis
+
+from corral.client import connect, ping
+from corral_worker.executor.executor import Executor, Runtime
+from corral_worker.executor.supervisor import Supervisor
+from corral_worker.host import Host, open_host
+from corral_worker.queue.arq_consumer import ArqConsumer
+from corral_worker.settings import Settings
+
+_DEFAULT_TENANT = "default"
+_CLOSE_WITHIN_S = 5.0
+_LOCK_MARGIN_S = 120.0
+"""Added to the longest job: starting, killing and cleaning take less."""
+
+
+async def run_worker(settings: Settings) -> None:
+    """Serve the queues until SIGTERM or SIGINT, then drain and return.
+
+    A signal before the worker is ready ends it at once. On cancellation every
+    sandbox is killed and removed before this raises.
+
+    Raises:
+        ErrGVisorNotAvailable: the host has no usable runsc.
+        ErrSandboxCreationFailed: the host cannot hold limits, or is not writable.
+        ErrImageNotFound: the host has no image at all.
+        ErrDaemonUnavailable: Redis does not answer at the start. Later it may
+            come and go.
+    """
+    log = structlog.get_logger()
+    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async with anyio.create_task_group() as tasks:
+            ready, stopping = anyio.Event(), anyio.Event()
+
+            async def serve() -> None:
+                await _serve(settings, ready=ready, stopping=stopping)
+                tasks.cancel_scope.cancel()
+
+            tasks.start_soon(serve)
+            async for number in signals:
+                log.info("worker.draining", signal=signal.Signals(number).name)
+                stopping.set()
+                if not ready.is_set():
+                    tasks.cancel_scope.cancel()
+    log.info("worker.stopped")
+
+
+async def _serve(settings: Settings, *, ready: anyio.Event, stopping: anyio.Event) -> None:
+    async with (
+        _redis(settings) as redis,
+        open_host(settings) as host,
+        Supervisor.open(_executor(settings, host), slots=settings.slots) as supervisor,
+        anyio.create_task_group() as tasks,
+    ):
+        consumer = ArqConsumer(
+            redis=redis,
+            supervisor=supervisor,
+            tenants={_DEFAULT_TENANT, *settings.tenants},
+            slots=settings.slots,
+            poll_delay_s=settings.poll_delay_s,
+            keep_result_s=settings.keep_result_s,
+            lock_s=settings.policy.ceilings.wall_s + settings.start_timeout_s + _LOCK_MARGIN_S,
+        )
+        tasks.start_soon(consumer.run)
+        structlog.get_logger().info(
+            "worker.ready",
+            slots=settings.slots,
+            runsc=host.runsc_version,
+            platform=settings.platform,
+        )
+        ready.set()
+        await stopping.wait()
+        await consumer.drain(settings.drain_grace_s)
+        tasks.cancel_scope.cancel()
+
+
+def _executor(settings: Settings, host: Host) -> Executor:
+    return Executor(
+        policy_of=settings.policy_of,
+        images=host.images,
+        sandboxes=host.sandboxes,
+        runtime=Runtime(runsc_version=host.runsc_version, platform=settings.platform),
+    )
+
+
+async def check_host(settings: Settings) -> None:
+    """Return if a worker could start on this host; leaves nothing behind.
+
+    Raises:
+        ErrGVisorNotAvailable: the host has no usable runsc.
+        ErrSandboxCreationFailed: the host cannot hold limits, or is not writable.
+        ErrImageNotFound: the host has no image at all.
+        ErrDaemonUnavailable: Redis does not answer.
+    """
+    async with _redis(settings), open_host(settings):
+        pass
+
+
+@asynccontextmanager
+async def _redis(settings: Settings) -> AsyncIterator[ArqRedis]:
+    redis = connect(settings.redis_url.reveal())
+    try:
+        await ping(redis)
+        yield redis
+    finally:
+        with anyio.move_on_after(_CLOSE_WITHIN_S, shield=True):
+            await redis.aclose(close_connection_pool=True)

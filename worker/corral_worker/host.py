@@ -1,0 +1,129 @@
+"""What a worker needs of its host, checked before the first job is taken."""
+
+from __future__ import annotations
+
+import resource
+import secrets
+import shutil
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import anyio
+import anyio.to_thread
+import msgspec
+
+from corral import (
+    EffectiveLimits,
+    ErrGVisorNotAvailable,
+    ErrImageNotFound,
+    ErrProgramNotFound,
+    ErrSandboxCreationFailed,
+    Fault,
+    Job,
+)
+from corral_worker.images.store import ImageStore
+from corral_worker.sandbox.cgroup import CgroupError
+from corral_worker.sandbox.cgroup_host import CgroupHost
+from corral_worker.sandbox.lifecycle import ColdStart
+from corral_worker.sandbox.runsc import Runsc, find, is_old
+from corral_worker.sandbox.runsc_errors import RunscError
+from corral_worker.sandbox.stop import Stop
+from corral_worker.settings import Settings
+
+_VERSION_WITHIN_S = 10.0
+_REMOVE_WITHIN_S = 10.0
+# No image has this: a sandbox that says so has booted and has read its root file system.
+_ABSENT_PROGRAM = "/.corral-self-test"
+
+
+class Host(msgspec.Struct, frozen=True, kw_only=True):
+    """A host on which sandboxes were seen to work."""
+
+    images: ImageStore
+    sandboxes: ColdStart
+    runsc_version: str
+
+
+@asynccontextmanager
+async def open_host(settings: Settings) -> AsyncIterator[Host]:
+    """Find runsc, prepare cgroups and directories, and boot a sandbox to prove it all.
+
+    The directories and cgroups of this worker are removed at the end.
+
+    Raises:
+        ErrGVisorNotAvailable: there is no runsc, it is too old, or a sandbox
+            does not boot.
+        ErrSandboxCreationFailed: cgroups or directories cannot be made.
+        ErrImageNotFound: the host has no image at all.
+    """
+    # Every sandbox takes a handful: the usual soft limit of 1024 is soon reached.
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    directory = settings.state_dir / f"w-{secrets.token_hex(4)}"
+    try:
+        runsc = Runsc(
+            binary=await anyio.to_thread.run_sync(find, settings.runsc_path),
+            root=directory / "r",
+            platform=settings.platform,
+        )
+        version = await runsc.version(within_s=_VERSION_WITHIN_S)
+    except RunscError as error:
+        raise ErrGVisorNotAvailable(error.detail) from error
+    if is_old(version):
+        raise ErrGVisorNotAvailable(
+            f"{runsc.binary} is version {version}, older than 2024-07-29, the first known to"
+            " work: install a newer runsc, or set CORRAL_RUNSC_PATH"
+        )
+    try:
+        cgroups = await anyio.to_thread.run_sync(CgroupHost.of_this_host, settings.cgroup_parent)
+        await anyio.to_thread.run_sync(cgroups.prepare)
+        await anyio.to_thread.run_sync(_make_directories, directory)
+    except CgroupError as error:
+        raise ErrSandboxCreationFailed(str(error)) from error
+    except OSError as error:
+        raise ErrSandboxCreationFailed(
+            f"{error.filename}: {error.strerror}: the worker needs to be root, and"
+            f" {settings.state_dir} writable"
+        ) from error
+    sandboxes = ColdStart(
+        runsc=runsc,
+        cgroups=cgroups,
+        runs=directory / "b",
+        start_timeout_s=settings.start_timeout_s,
+    )
+    host = Host(images=ImageStore(settings.images), sandboxes=sandboxes, runsc_version=version)
+    try:
+        await _self_test(host)
+        yield host
+    finally:
+        with anyio.move_on_after(_REMOVE_WITHIN_S, shield=True):
+            await anyio.to_thread.run_sync(_remove, directory, cgroups)
+
+
+async def _self_test(host: Host) -> None:
+    images = await host.images.list()
+    if not images:
+        raise ErrImageNotFound(
+            f"this host has no images in {host.images.root}: make some with"
+            " 'corral images build base' and 'corral images build python'"
+        )
+    report = await host.sandboxes.run(
+        Job(argv=(_ABSENT_PROGRAM,)), EffectiveLimits(), images[0].rootfs, Stop()
+    )
+    if isinstance(report.ending, ErrProgramNotFound):
+        return
+    ending = report.ending
+    said = f"{ending}. {ending.detail}" if isinstance(ending, Fault) else str(ending)
+    raise ErrGVisorNotAvailable(f"a sandbox does not boot on this host: {said}")
+
+
+def _make_directories(directory: Path) -> None:
+    directory.mkdir(parents=True, mode=0o700)
+    (directory / "r").mkdir(mode=0o700)
+    (directory / "b").mkdir(mode=0o700)
+
+
+def _remove(directory: Path, cgroups: CgroupHost) -> None:
+    shutil.rmtree(directory, ignore_errors=True)
+    cgroups.release()

@@ -1,0 +1,109 @@
+"""A child process that is always reaped."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+
+import anyio
+
+_REAP_WITHIN_S = 5.0
+
+
+class ChildProcess:
+    """A child in a session and process group of its own.
+
+    Made by :func:`child_process`, which owns its end.
+    """
+
+    def __init__(self, process: subprocess.Popen[bytes], pidfd: int) -> None:
+        self._process = process
+        self._pidfd = pidfd
+        self.pid = process.pid
+
+    async def wait(self) -> int:
+        """Wait for the end and return the exit code, or minus the signal's number."""
+        while True:
+            # Not reaped yet: until the group is dead, its number must be nobody else's.
+            options = os.WEXITED | os.WNOHANG | os.WNOWAIT
+            ended = os.waitid(os.P_PIDFD, self._pidfd, options)  # noqa: ASYNC222 - WNOHANG
+            if ended is not None:
+                return ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
+            await anyio.wait_readable(self._pidfd)
+
+    def set_oom_score(self, adjustment: int) -> None:
+        """Say how soon the kernel is to kill it for memory: see proc(5). Gone is no error."""
+        with suppress(OSError):
+            Path(f"/proc/{self.pid}/oom_score_adj").write_text(str(adjustment))
+
+    def kill_group(self) -> None:
+        """Send SIGKILL to the child and all of its group; gone already is no error."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+
+    async def reap(self) -> None:
+        """Kill what is left of the group, and wait for the child's end. The last call of all."""
+        self.kill_group()
+        with anyio.move_on_after(_REAP_WITHIN_S, shield=True):
+            await self.wait()
+        self._process.poll()
+        os.close(self._pidfd)
+
+
+@asynccontextmanager
+async def child_process(
+    argv: Sequence[str],
+    *,
+    env: Mapping[str, str],
+    stdin: int,
+    stdout: int,
+    stderr: int,
+    cwd: Path = Path("/"),
+    oom_score_adj: int | None = None,
+) -> AsyncIterator[ChildProcess]:
+    """Start a child and make sure that it has ended when the block has.
+
+    Nothing but the three descriptors and ``env`` reaches the child. On every
+    way out, cancellation included, its group is killed and it is reaped.
+
+    Args:
+        argv: the program and its arguments; no shell is involved.
+        env: its whole environment.
+        stdin: descriptor, or a constant of :mod:`subprocess`.
+        stdout: the same.
+        stderr: the same.
+        cwd: directory it starts in.
+        oom_score_adj: see proc(5); that of the worker if left out.
+
+    Raises:
+        OSError: the program cannot be started.
+    """
+    process = subprocess.Popen(  # noqa: ASYNC220 - vfork and exec take about a millisecond, and
+        # a spawn that cannot be interrupted half-way cannot leave an unowned child
+        list(argv),
+        env=dict(env),
+        stdin=stdin,
+        stdout=stdout,
+        stderr=stderr,
+        cwd=cwd,
+        close_fds=True,
+        umask=0o022,
+        start_new_session=True,
+    )
+    try:
+        pidfd = os.pidfd_open(process.pid)
+    except OSError:
+        process.kill()
+        process.wait()
+        raise
+    child = ChildProcess(process, pidfd)
+    try:
+        if oom_score_adj is not None:
+            child.set_oom_score(oom_score_adj)
+        yield child
+    finally:
+        await child.reap()

@@ -1,0 +1,132 @@
+"""Pipes, and bounded capture of what comes through them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from types import TracebackType
+from typing import Literal, Self
+
+import anyio
+import anyio.lowlevel
+import msgspec
+
+_CHUNK = 256 * 1024
+
+
+class Pipe:
+    """A pipe whose two ends are closed when the block ends.
+
+    ``parent`` names the end that stays here: it does not block.
+    """
+
+    def __init__(self, *, parent: Literal["read", "write"]) -> None:
+        self.read_end, self.write_end = os.pipe2(os.O_CLOEXEC)
+        self._open = {self.read_end, self.write_end}
+        self.ours = self.read_end if parent == "read" else self.write_end
+        self.theirs = self.write_end if parent == "read" else self.read_end
+        os.set_blocking(self.ours, False)
+
+    def __enter__(self) -> Self:
+        """Return the pipe itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close both ends."""
+        self.close(self.read_end, self.write_end)
+
+    def close(self, *ends: int) -> None:
+        """Close ends; closed already is no error."""
+        for end in ends:
+            if end in self._open:
+                self._open.remove(end)
+                os.close(end)
+
+
+class Captured(msgspec.Struct, frozen=True, kw_only=True):
+    """What was kept of a stream."""
+
+    data: bytes
+    total: int
+    """Bytes the program wrote in all."""
+    gap: int | None
+    """Offset in ``data`` where bytes were left out; None if none were."""
+
+
+class BoundedOutput:
+    """Keeps the head and the tail of a stream and counts the rest.
+
+    Memory stays below ``limit`` and half a MiB however much is fed, if the
+    chunks are those of :func:`drain`.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._head_limit = limit // 2
+        self._tail_limit = limit - self._head_limit
+        self._head = bytearray()
+        self._tail = bytearray()
+        self._total = 0
+
+    def feed(self, chunk: bytes) -> None:
+        """Take the next bytes of the stream."""
+        self._total += len(chunk)
+        room = self._head_limit - len(self._head)
+        self._head += chunk[:room]
+        self._tail += chunk[room:]
+        if len(self._tail) > self._tail_limit + _CHUNK:
+            self._trim()
+
+    def captured(self) -> Captured:
+        """Return what was kept so far."""
+        self._trim()
+        lost = self._total > len(self._head) + len(self._tail)
+        return Captured(
+            data=bytes(self._head + self._tail),
+            total=self._total,
+            gap=len(self._head) if lost else None,
+        )
+
+    def _trim(self) -> None:
+        excess = len(self._tail) - self._tail_limit
+        if excess > 0:
+            del self._tail[:excess]
+
+
+async def drain(descriptor: int, feed: Callable[[bytes], None]) -> None:
+    """Read a non-blocking descriptor until its end, and give every chunk to ``feed``.
+
+    The program is never blocked by a full pipe for longer than the event loop
+    takes to come round. Cancellation loses nothing that was read.
+    """
+    while True:
+        try:
+            chunk = os.read(descriptor, _CHUNK)
+        except BlockingIOError:
+            await anyio.wait_readable(descriptor)
+            continue
+        if not chunk:
+            return
+        feed(chunk)
+        await anyio.lowlevel.checkpoint()
+
+
+async def supply(descriptor: int, data: bytes) -> None:
+    """Write ``data`` to a non-blocking descriptor; a reader that went away is no error.
+
+    Does not close the descriptor. Cancellation leaves the rest unwritten.
+    """
+    rest = memoryview(data)
+    while rest:
+        try:
+            rest = rest[os.write(descriptor, rest[:_CHUNK]) :]
+        except BlockingIOError:
+            await anyio.wait_writable(descriptor)
+            continue
+        except BrokenPipeError:
+            return
+        await anyio.lowlevel.checkpoint()

@@ -1,0 +1,191 @@
+"""The cgroup of one sandbox: its limits, its counters, its end.
+
+runsc removes the cgroups it makes, and the counters with them. So corral makes
+one itself before runsc starts: see ``docs/adr/0001-cgroup-made-before-runsc.md``.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+
+from corral import HostLimits
+
+_KILL_PAUSE_S = 0.002
+_MAKE_ATTEMPTS = 5
+
+
+class Counters(msgspec.Struct, frozen=True, kw_only=True):
+    """What the kernel counted for a sandbox."""
+
+    cpu_s: float
+    peak_memory_bytes: int
+    peak_tasks: int | None
+    """None where the kernel does not keep it (before Linux 6.1)."""
+    oom_kills: int
+
+
+class CgroupError(Exception):
+    """Raised if a cgroup cannot be made, or a limit does not hold after it was set."""
+
+
+class SandboxCgroup(Protocol):
+    """The cgroup of one sandbox.
+
+    All methods touch only the cgroup file system and block for about a
+    millisecond: call them in a thread.
+    """
+
+    @property
+    def runsc_path(self) -> str:
+        """What ``linux.cgroupsPath`` is to say."""
+
+    def create(self, limits: HostLimits) -> HostLimits:
+        """Make the cgroup, set the limits, and return them as read back.
+
+        Raises:
+            CgroupError: it could not be made, or a limit would not hold.
+        """
+
+    def counters(self) -> Counters:
+        """Return the counters; zeros once the cgroup is gone."""
+
+    def processes(self) -> set[int]:
+        """Return the pids in the cgroup and below."""
+
+    def kill(self) -> None:
+        """Send SIGKILL to every process in the cgroup and below."""
+
+    def remove(self) -> None:
+        """Remove the cgroup and all below; gone already is no error.
+
+        Raises:
+            CgroupError: it is not empty.
+        """
+
+
+def make(directory: Path) -> None:
+    """Make a cgroup, and those above it.
+
+    Raises:
+        CgroupError: it is there already, or the kernel refuses.
+    """
+    for attempt in range(_MAKE_ATTEMPTS):
+        try:
+            directory.parent.mkdir(parents=True, exist_ok=True)
+            directory.mkdir()
+        except FileNotFoundError:
+            # Another worker removed the parent, empty at that moment, in between.
+            if attempt + 1 < _MAKE_ATTEMPTS:
+                continue
+            raise CgroupError(f"cgroup {directory} cannot be made: its parent vanishes") from None
+        except OSError as error:
+            raise CgroupError(
+                f"cgroup {directory} cannot be made: {error.strerror}. The worker must run as"
+                " root, or in a delegated cgroup"
+            ) from error
+        return
+
+
+def wait_until_empty(cgroup: SandboxCgroup, within_s: float) -> bool:
+    """Return whether the cgroup is empty, at the latest after ``within_s`` seconds."""
+    deadline = time.monotonic() + within_s
+    while cgroup.processes():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(_KILL_PAUSE_S)
+    return True
+
+
+def signal_all(pids: Iterable[int]) -> None:
+    """Send SIGKILL to each; gone already is no error."""
+    # The kernel shows a process of another pid namespace as 0: for kill(2) that is ourselves.
+    for pid in filter(None, pids):
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def pids_below(directory: Path) -> set[int]:
+    """Return the pids in a cgroup directory and below; none once it is gone."""
+    pids: set[int] = set()
+    for parent, _, files in os.walk(directory):
+        if "cgroup.procs" in files:
+            pids.update(map(int, read(Path(parent) / "cgroup.procs").split()))
+    return pids
+
+
+def remove_below(directory: Path) -> None:
+    """Remove a cgroup directory and all below, deepest first; gone already is no error.
+
+    Raises:
+        CgroupError: one is not empty.
+    """
+    for parent, _, _ in os.walk(directory, topdown=False):
+        try:
+            Path(parent).rmdir()
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise CgroupError(f"cgroup {parent} cannot be removed: {error.strerror}") from error
+
+
+def read(file: Path) -> str:
+    """Return a control file's text; nothing once the cgroup is gone."""
+    try:
+        return file.read_text()
+    except OSError:
+        return ""
+
+
+def read_number(file: Path) -> int:
+    """Return a control file's number; 0 once the cgroup is gone, the largest for ``max``."""
+    text = read(file).strip()
+    return sys.maxsize if text == "max" else int(text or 0)
+
+
+def read_field(file: Path, name: str) -> int:
+    """Return one number of a file of ``name number`` lines; 0 if it is not there."""
+    for line in read(file).splitlines():
+        key, _, value = line.partition(" ")
+        if key == name:
+            return int(value)
+    return 0
+
+
+def write(file: Path, value: str) -> None:
+    """Write a control file.
+
+    Raises:
+        CgroupError: the kernel refuses the value, or there is no such file.
+    """
+    try:
+        file.write_text(value)
+    except OSError as error:
+        raise CgroupError(
+            f"{file} does not take {value!r}: {error.strerror}. Is the controller enabled for"
+            " corral's cgroup?"
+        ) from error
+
+
+def check_held(wanted: HostLimits, held: HostLimits) -> HostLimits:
+    """Return what was read back.
+
+    Raises:
+        CgroupError: it allows more than was wanted.
+    """
+    for name in HostLimits.__struct_fields__:
+        ceiling, value = getattr(wanted, name), getattr(held, name)
+        if value is None or ceiling is None or math.isclose(value, ceiling):
+            continue  # the kernel keeps whole microseconds: close is as asked
+        if value > ceiling:
+            raise CgroupError(f"the limit {name} was set to {ceiling} but reads back as {value}")
+    return held

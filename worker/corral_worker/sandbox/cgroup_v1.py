@@ -1,0 +1,99 @@
+"""Sandbox cgroups on a host with version 1 hierarchies."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from corral import HostLimits
+from corral_worker.sandbox.cgroup import (
+    Counters,
+    check_held,
+    make,
+    pids_below,
+    read_field,
+    read_number,
+    remove_below,
+    signal_all,
+    write,
+)
+
+NEEDED = frozenset({"memory", "pids", "cpu", "cpuacct"})
+"""Controllers without which limits would not hold."""
+
+_PERIOD_US = 100_000
+
+
+class CgroupV1:
+    """One directory in each hierarchy.
+
+    runsc joins the ones it finds and neither changes nor removes them; in the
+    hierarchies that corral does not need it makes its own, of the same path.
+    It has to be the sandbox's very own: version 1 counts an out-of-memory kill
+    only in the cgroup of the victim.
+
+    Args:
+        hierarchies: mount point of each controller.
+        path: the cgroup's path in all of them, beginning with a slash.
+    """
+
+    def __init__(self, hierarchies: Mapping[str, Path], path: str) -> None:
+        self._path = path
+        self._directories = {
+            controller: mount / path.lstrip("/") for controller, mount in hierarchies.items()
+        }
+        self._memory = self._directories["memory"]
+        self._pids = self._directories["pids"]
+        self._cpu = self._directories["cpu"]
+        self._cpuacct = self._directories["cpuacct"]
+
+    @property
+    def runsc_path(self) -> str:
+        return self._path
+
+    def create(self, limits: HostLimits) -> HostLimits:
+        for directory in {self._memory, self._pids, self._cpu, self._cpuacct}:
+            make(directory)
+        write(self._memory / "memory.limit_in_bytes", str(limits.memory_bytes))
+        swap = self._memory / "memory.memsw.limit_in_bytes"
+        if swap.exists():
+            # This one counts memory and swap together: equal means no swap.
+            write(swap, str(limits.memory_bytes))
+        write(self._pids / "pids.max", str(limits.tasks))
+        write(self._cpu / "cpu.cfs_period_us", str(_PERIOD_US))
+        write(self._cpu / "cpu.cfs_quota_us", str(int(limits.cpus * _PERIOD_US)))
+        memory = read_number(self._memory / "memory.limit_in_bytes")
+        quota = read_number(self._cpu / "cpu.cfs_quota_us")
+        return check_held(
+            limits,
+            HostLimits(
+                memory_bytes=memory,
+                swap_bytes=read_number(swap) - memory if swap.exists() else None,
+                cpus=quota / _PERIOD_US if quota > 0 else math.inf,
+                tasks=read_number(self._pids / "pids.max"),
+            ),
+        )
+
+    def counters(self) -> Counters:
+        peak = self._pids / "pids.peak"
+        return Counters(
+            cpu_s=read_number(self._cpuacct / "cpuacct.usage") / 1e9,
+            peak_memory_bytes=read_number(self._memory / "memory.max_usage_in_bytes"),
+            peak_tasks=read_number(peak) if peak.exists() else None,
+            oom_kills=read_field(self._memory / "memory.oom_control", "oom_kill"),
+        )
+
+    def processes(self) -> set[int]:
+        return pids_below(self._pids) | pids_below(self._memory)
+
+    def kill(self) -> None:
+        signal_all(self.processes())
+        # At its limit the scheduler would let it die only bit by bit.
+        with suppress(OSError):
+            (self._cpu / "cpu.cfs_quota_us").write_text("-1")
+
+    def remove(self) -> None:
+        for directory in set(self._directories.values()):
+            remove_below(directory)

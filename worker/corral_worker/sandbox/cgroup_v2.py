@@ -1,0 +1,105 @@
+"""Sandbox cgroups on a host with the unified version 2 hierarchy."""
+
+from __future__ import annotations
+
+import math
+from contextlib import suppress
+from pathlib import Path
+
+from corral import HostLimits
+from corral_worker.sandbox.cgroup import (
+    Counters,
+    check_held,
+    make,
+    pids_below,
+    read,
+    read_field,
+    read_number,
+    remove_below,
+    signal_all,
+    write,
+)
+
+NEEDED = ("cpu", "memory", "pids")
+"""Controllers without which limits would not hold."""
+
+_CHILD = "sandbox"
+_PERIOD_US = 100_000
+
+
+class CgroupV2:
+    """One directory in the unified hierarchy, and runsc's own below it.
+
+    Version 2 counters are hierarchical: they stay when runsc removes its own.
+
+    Args:
+        mount: where the hierarchy is mounted.
+        path: the cgroup's path in it, beginning with a slash.
+    """
+
+    def __init__(self, mount: Path, path: str) -> None:
+        self._path = path
+        self._mount = mount
+        self._directory = mount / path.lstrip("/")
+
+    @property
+    def runsc_path(self) -> str:
+        return f"{self._path}/{_CHILD}"
+
+    def create(self, limits: HostLimits) -> HostLimits:
+        make(self._directory)
+        directory = self._directory
+        write(directory / "memory.max", str(limits.memory_bytes))
+        swap = directory / "memory.swap.max"
+        if swap.exists():
+            write(swap, "0")
+        group = directory / "memory.oom.group"
+        if group.exists():
+            # A sandbox that lost one process to the kernel is no use to anyone.
+            write(group, "1")
+        write(directory / "pids.max", str(limits.tasks))
+        write(directory / "cpu.max", f"{int(limits.cpus * _PERIOD_US)} {_PERIOD_US}")
+        # runsc's own cgroup below can hold the limits only if it may have the controllers.
+        write(directory / "cgroup.subtree_control", " ".join(f"+{name}" for name in NEEDED))
+        return check_held(
+            limits,
+            HostLimits(
+                memory_bytes=read_number(directory / "memory.max"),
+                swap_bytes=read_number(swap) if swap.exists() else None,
+                cpus=_cpus(read(directory / "cpu.max")),
+                tasks=read_number(directory / "pids.max"),
+            ),
+        )
+
+    def counters(self) -> Counters:
+        directory = self._directory
+        peak = directory / "pids.peak"
+        return Counters(
+            cpu_s=read_field(directory / "cpu.stat", "usage_usec") / 1e6,
+            # memory.peak is there from Linux 5.19 on.
+            peak_memory_bytes=read_number(directory / "memory.peak"),
+            peak_tasks=read_number(peak) if peak.exists() else None,
+            oom_kills=read_field(directory / "memory.events", "oom_kill"),
+        )
+
+    def processes(self) -> set[int]:
+        return pids_below(self._directory)
+
+    def kill(self) -> None:
+        try:
+            (self._directory / "cgroup.kill").write_text("1")
+        except OSError:
+            # Before Linux 5.14 there is no such file; afterwards there may be no such cgroup.
+            signal_all(self.processes())
+        # At its limit the scheduler would let it die only bit by bit.
+        for directory in (self._directory, self._directory / _CHILD):
+            with suppress(OSError):
+                (directory / "cpu.max").write_text("max")
+
+    def remove(self) -> None:
+        remove_below(self._directory)
+
+
+def _cpus(cpu_max: str) -> float:
+    quota, _, period = cpu_max.strip().partition(" ")
+    return int(quota) / int(period) if quota.isdigit() and period else math.inf

@@ -1,0 +1,248 @@
+"""The life of one sandbox, from nothing to nothing."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
+from pathlib import Path
+
+import anyio
+import anyio.to_thread
+import msgspec
+import structlog
+
+from corral import (
+    CorralError,
+    EffectiveLimits,
+    ErrGVisorNotAvailable,
+    ErrSandboxCreationFailed,
+    HostLimits,
+    Job,
+    Termination,
+)
+from corral_worker.process.child import ChildProcess
+from corral_worker.process.output import BoundedOutput, Captured, Pipe, drain, supply
+from corral_worker.sandbox.bundle import host_tasks
+from corral_worker.sandbox.cgroup import CgroupError, Counters
+from corral_worker.sandbox.cgroup_host import CgroupHost
+from corral_worker.sandbox.ladder import Ladder, Life, certificate
+from corral_worker.sandbox.outcome import Ending, Evidence, decide
+from corral_worker.sandbox.place import Place
+from corral_worker.sandbox.runsc import Runsc
+from corral_worker.sandbox.stop import Stop
+from corral_worker.sandbox.verbs import Run
+
+_DRAIN_WITHIN_S = 1.0
+"""Seconds to read what is left in the pipes once the sandbox is dead."""
+_REMOVE_WITHIN_S = 3.0
+_TEARDOWN_WITHIN_S = 20.0
+"""Longer than all rungs together: the last bound on any way out."""
+_FIRST_LOOK_S = 0.03
+_LOOK_AGAIN_S = 0.004
+_CPU_LOOK_S = 0.02
+
+
+class Report(msgspec.Struct, frozen=True, kw_only=True):
+    """All that is known of a sandbox that is gone."""
+
+    ending: Ending | CorralError
+    stdout: Captured
+    stderr: Captured
+    counters: Counters
+    host_limits: HostLimits
+    start_s: float
+    """Seconds from the first step until the program ran."""
+    run_s: float
+    teardown_s: float
+    termination: Termination | None
+    leftovers: tuple[str, ...]
+    """What could not be removed from the host."""
+
+
+class ColdStart:
+    """Runs each program by ``runsc run``: a sandbox that did not exist before.
+
+    Args:
+        runsc: the runtime.
+        cgroups: where the sandboxes' cgroups are made.
+        runs: directory for the bundles, used by no other worker.
+        start_timeout_s: seconds a sandbox may take until its program runs.
+    """
+
+    def __init__(
+        self, *, runsc: Runsc, cgroups: CgroupHost, runs: Path, start_timeout_s: float
+    ) -> None:
+        self._runsc = runsc
+        self._cgroups = cgroups
+        self._runs = runs
+        self._start_timeout_s = start_timeout_s
+        self._ladder = Ladder(runsc)
+        self._log = structlog.get_logger()
+
+    async def run(self, job: Job, limits: EffectiveLimits, rootfs: Path, stop: Stop) -> Report:
+        """Run a program to its end and leave nothing on the host.
+
+        The wall limit counts from the program's start. ``stop`` ends it
+        earlier; this returns when the sandbox is dead. On cancellation the
+        sandbox is killed and removed, in bounded time, before this raises.
+
+        Raises:
+            ErrSandboxCreationFailed: bundle or cgroup could not be made.
+            ErrGVisorNotAvailable: runsc cannot be executed.
+        """
+        place = Place(self._runs, self._cgroups)
+        life = Life(limits, self._runsc.state(place.id))
+        async with self._removed(place) as leftovers:
+            host_limits = await self._make(place, job, limits, rootfs)
+            await self._live(place, job, limits, life, stop)
+            book = await anyio.to_thread.run_sync(place.log_book)
+            counters = await anyio.to_thread.run_sync(place.counters)
+        removed = time.monotonic()
+        ended = life.ended or removed
+        running = life.running or ended - book.run_s
+        started = life.running is not None or book.wait_status is not None
+        ending = decide(
+            Evidence(
+                started=started,
+                created=life.created,
+                status=life.status,
+                wait_status=book.wait_status,
+                kill=life.killed,
+                oom_kills=counters.oom_kills,
+                peak_memory_bytes=counters.peak_memory_bytes,
+                memory_limit_bytes=host_limits.memory_bytes,
+                peak_tasks=counters.peak_tasks,
+                tasks_limit=host_tasks(limits),
+                panic=book.panic,
+                errors=book.errors,
+            )
+        )
+        return Report(
+            ending=ending,
+            stdout=life.stdout.captured(),
+            # Before the program ran, it was runsc that wrote there.
+            stderr=(life.stderr if started else BoundedOutput(0)).captured(),
+            counters=counters,
+            host_limits=host_limits,
+            start_s=running - life.began,
+            run_s=ended - running if started else 0.0,
+            teardown_s=removed - ended,
+            termination=certificate(ending, stop, life),
+            leftovers=tuple(leftovers),
+        )
+
+    @asynccontextmanager
+    async def _removed(self, place: Place) -> AsyncIterator[list[str]]:
+        leftovers: list[str] = []
+        try:
+            yield leftovers
+        finally:
+            with anyio.move_on_after(_TEARDOWN_WITHIN_S, shield=True):
+                leftovers += await anyio.to_thread.run_sync(
+                    lambda: place.remove(within_s=_REMOVE_WITHIN_S)
+                )
+                self._runsc.forget(place.id)
+            if leftovers:
+                self._log.error("sandbox.leftovers", sandbox=place.id, leftovers=leftovers)
+
+    async def _make(
+        self, place: Place, job: Job, limits: EffectiveLimits, rootfs: Path
+    ) -> HostLimits:
+        try:
+            return await anyio.to_thread.run_sync(place.make, job, limits, rootfs)
+        except CgroupError as error:
+            raise ErrSandboxCreationFailed(
+                "the job's limits cannot be enforced on this host", detail=str(error)
+            ) from error
+        except OSError as error:
+            raise ErrSandboxCreationFailed(
+                f"the sandbox's bundle cannot be written: {error.strerror}", detail=str(error)
+            ) from error
+
+    async def _live(
+        self, place: Place, job: Job, limits: EffectiveLimits, life: Life, stop: Stop
+    ) -> None:
+        with ExitStack() as pipes:
+            stdin = pipes.enter_context(Pipe(parent="write")) if job.stdin else None
+            stdout = pipes.enter_context(Pipe(parent="read"))
+            stderr = pipes.enter_context(Pipe(parent="read"))
+            async with AsyncExitStack() as stack:
+                try:
+                    child = await stack.enter_async_context(
+                        self._runsc.run(
+                            Run(id=place.id, bundle=place.bundle),
+                            place.logs,
+                            stdin=stdin.theirs if stdin else subprocess.DEVNULL,
+                            stdout=stdout.theirs,
+                            stderr=stderr.theirs,
+                        )
+                    )
+                except OSError as error:
+                    raise ErrGVisorNotAvailable(
+                        f"this host's runsc cannot be executed: {error.strerror}",
+                        detail=str(error),
+                    ) from error
+                for pipe in (stdin, stdout, stderr):
+                    if pipe:
+                        pipe.close(pipe.theirs)
+                async with anyio.create_task_group() as drains:
+                    drains.start_soon(drain, stdout.ours, life.stdout.feed)
+                    drains.start_soon(drain, stderr.ours, life.stderr.feed)
+                    try:
+                        async with anyio.create_task_group() as watchers:
+                            if stdin:
+                                watchers.start_soon(_supply, stdin, job.stdin)
+                            watchers.start_soon(self._watch, place, limits, life, stop)
+                            await _ended_or_stopped(child, life, stop)
+                            watchers.cancel_scope.cancel()
+                    finally:
+                        with anyio.move_on_after(_TEARDOWN_WITHIN_S, shield=True):
+                            await self._ladder.end(place, child, life, stop)
+                    drains.cancel_scope.deadline = anyio.current_time() + _DRAIN_WITHIN_S
+
+    async def _watch(self, place: Place, limits: EffectiveLimits, life: Life, stop: Stop) -> None:
+        """Note when the program starts, and ask for the end when a limit is reached."""
+        with anyio.move_on_after(self._start_timeout_s):
+            await anyio.sleep(_FIRST_LOOK_S)
+            while not life.look():
+                await anyio.sleep(_LOOK_AGAIN_S)
+        if life.running is None:
+            stop.request("start_timeout")
+            return
+        async with anyio.create_task_group() as watchers:
+            watchers.start_soon(_watch_cpu, place, limits, stop)
+            await anyio.sleep(limits.wall_s)
+            stop.request("wall_timeout")
+            watchers.cancel_scope.cancel()
+
+
+async def _ended_or_stopped(child: ChildProcess, life: Life, stop: Stop) -> None:
+    async with anyio.create_task_group() as tasks:
+
+        async def stopped() -> None:
+            await stop.wait()
+            tasks.cancel_scope.cancel()
+
+        tasks.start_soon(stopped)
+        life.status = await child.wait()
+        life.ended = time.monotonic()
+        tasks.cancel_scope.cancel()
+
+
+async def _supply(stdin: Pipe, data: bytes) -> None:
+    await supply(stdin.ours, data)
+    stdin.close(stdin.ours)
+
+
+async def _watch_cpu(place: Place, limits: EffectiveLimits, stop: Stop) -> None:
+    """Ask for the end when the processor time is used up."""
+    while True:
+        counters = await anyio.to_thread.run_sync(place.counters)
+        left = limits.cpu_time_s - counters.cpu_s
+        if left <= 0:
+            stop.request("cpu_timeout")
+            return
+        # Below its rate limit the sandbox cannot get there any sooner.
+        await anyio.sleep(max(left / limits.cpus, _CPU_LOOK_S))

@@ -1,0 +1,142 @@
+"""What a sandbox occupies on the host: its bundle and its cgroup."""
+
+from __future__ import annotations
+
+import datetime as dt
+import re
+import secrets
+import shutil
+import time
+from pathlib import Path, PurePosixPath
+
+import msgspec
+
+from corral import EffectiveLimits, HostLimits, Job
+from corral_worker.sandbox.bundle import ROOT_DIRECTORY, SandboxSpec, host_tasks, oci_config
+from corral_worker.sandbox.cgroup import CgroupError, Counters, SandboxCgroup
+from corral_worker.sandbox.cgroup_host import CgroupHost
+from corral_worker.sandbox.runsc_errors import error_messages
+from corral_worker.sandbox.state import check_sandbox_id
+from corral_worker.sandbox.verbs import Logs
+
+_LOG_BYTES = 256 * 1024
+_REMOVE_PAUSE_S = 0.005
+_WAIT_STATUS = re.compile(r"Exiting with status: (\d+)\Z")
+
+
+class LogBook(msgspec.Struct, frozen=True, kw_only=True):
+    """What runsc and the sentry wrote about a sandbox."""
+
+    errors: tuple[str, ...]
+    panic: str
+    wait_status: int | None
+    """The program's wait status, if runsc lived to note it."""
+    run_s: float
+    """Seconds between runsc's last note before the program and its end."""
+
+
+class Place:
+    """The bundle directory and the cgroup of one sandbox.
+
+    All methods block for a few milliseconds at most, :meth:`remove` up to its
+    deadline: call them in a thread.
+    """
+
+    def __init__(self, runs: Path, cgroups: CgroupHost) -> None:
+        self.id = check_sandbox_id(f"corral-{secrets.token_hex(8)}")
+        self.bundle = runs / self.id
+        self.logs = Logs(directory=self.bundle)
+        self.cgroup: SandboxCgroup = cgroups.sandbox(self.id)
+
+    def make(self, job: Job, limits: EffectiveLimits, rootfs: Path) -> HostLimits:
+        """Write the bundle, make the cgroup, and return its limits as read back.
+
+        Raises:
+            CgroupError: a limit would not hold.
+            OSError: the bundle cannot be written.
+        """
+        (self.bundle / ROOT_DIRECTORY).mkdir(parents=True, mode=0o700)
+        config = oci_config(
+            SandboxSpec(
+                job=job,
+                limits=limits,
+                rootfs=PurePosixPath(rootfs),
+                cgroups_path=self.cgroup.runsc_path,
+            )
+        )
+        file = self.bundle / "config.json"
+        file.touch(mode=0o600, exist_ok=False)
+        file.write_bytes(msgspec.json.encode(config))
+        return self.cgroup.create(
+            HostLimits(
+                memory_bytes=limits.memory_bytes,
+                swap_bytes=0,
+                cpus=limits.cpus,
+                tasks=host_tasks(limits),
+            )
+        )
+
+    def counters(self) -> Counters:
+        """Return what the kernel counted so far."""
+        return self.cgroup.counters()
+
+    def log_book(self) -> LogBook:
+        """Return what was written about the sandbox; files that are not there are empty."""
+        notes = _read(self.logs.run)
+        wait_status, run_s = _program(notes)
+        return LogBook(
+            errors=tuple(error_messages(_read(self.logs.errors))),
+            panic=_read(self.logs.panic).decode(errors="replace"),
+            wait_status=wait_status,
+            run_s=run_s,
+        )
+
+    def remove(self, *, within_s: float) -> list[str]:
+        """Remove bundle and cgroup, killing what is left; return what could not be removed.
+
+        Gone already is no error.
+        """
+        deadline = time.monotonic() + within_s
+        left: list[str] = []
+        while True:
+            try:
+                self.cgroup.kill()
+                self.cgroup.remove()
+            except (CgroupError, OSError) as error:
+                # Processes that were killed take a moment to be gone.
+                if time.monotonic() < deadline:
+                    time.sleep(_REMOVE_PAUSE_S)
+                    continue
+                left.append(str(error))
+            break
+        shutil.rmtree(self.bundle, ignore_errors=True)
+        if self.bundle.exists():
+            left.append(f"bundle {self.bundle}")
+        return left
+
+
+def _read(file: Path) -> bytes:
+    try:
+        with file.open("rb") as opened:
+            return opened.read(_LOG_BYTES)
+    except OSError:
+        return b""
+
+
+class _Note(msgspec.Struct):
+    msg: str
+    time: dt.datetime
+
+
+def _program(notes: bytes) -> tuple[int | None, float]:
+    """Return the program's wait status and how long it ran, from runsc's notes."""
+    previous: dt.datetime | None = None
+    for line in notes.splitlines():
+        try:
+            note = msgspec.json.decode(line, type=_Note)
+        except ValueError:
+            continue
+        if match := _WAIT_STATUS.search(note.msg):
+            return int(match[1]), (note.time - previous).total_seconds() if previous else 0.0
+        previous = note.time
+    return None, 0.0

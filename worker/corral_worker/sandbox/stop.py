@@ -1,0 +1,30 @@
+"""A request to end a sandbox, and the record of it."""
+
+from __future__ import annotations
+
+import time
+
+import anyio
+
+from corral_worker.sandbox.outcome import KillCause
+
+
+class Stop:
+    """Why and when a sandbox is to end. The first request counts, later ones change nothing."""
+
+    def __init__(self) -> None:
+        self._event = anyio.Event()
+        self.cause: KillCause | None = None
+        self.requested_at = 0.0
+        """Monotonic seconds."""
+
+    def request(self, cause: KillCause) -> None:
+        """Ask for the end. Returns at once."""
+        if self.cause is None:
+            self.cause = cause
+            self.requested_at = time.monotonic()
+            self._event.set()
+
+    async def wait(self) -> None:
+        """Wait until somebody asks."""
+        await self._event.wait()

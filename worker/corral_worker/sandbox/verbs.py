@@ -1,0 +1,91 @@
+"""The verbs of the ``runsc`` command line that corral uses, with their options."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+
+
+class Verb(Protocol):
+    """One verb of the command line, with its options."""
+
+    def args(self) -> list[str]:
+        """Return what stands behind the global flags, the verb first."""
+
+
+class Run(msgspec.Struct, frozen=True, kw_only=True):
+    """``run``: create a sandbox, start its program, wait, and delete it."""
+
+    id: str
+    bundle: Path
+
+    def args(self) -> list[str]:
+        return ["run", "--bundle", str(self.bundle), self.id]
+
+
+class Kill(msgspec.Struct, frozen=True, kw_only=True):
+    """``kill``: send a signal to every process of the sandbox."""
+
+    id: str
+    signal: str = "KILL"
+
+    def args(self) -> list[str]:
+        return ["kill", "--all", self.id, self.signal]
+
+
+class Delete(msgspec.Struct, frozen=True, kw_only=True):
+    """``delete --force``: kill what is left and forget the sandbox."""
+
+    id: str
+
+    def args(self) -> list[str]:
+        return ["delete", "--force", self.id]
+
+
+class ListIds(msgspec.Struct, frozen=True, kw_only=True):
+    """``list --quiet``: the ids of all sandboxes."""
+
+    def args(self) -> list[str]:
+        return ["list", "--quiet"]
+
+
+class Version(msgspec.Struct, frozen=True, kw_only=True):
+    """``--version``."""
+
+    def args(self) -> list[str]:
+        return ["--version"]
+
+
+class Logs(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a sandbox's runsc writes what does not belong in the job's stderr."""
+
+    directory: Path
+
+    @property
+    def errors(self) -> Path:
+        """Errors of runsc itself, as JSON lines."""
+        return self.directory / "runsc.log"
+
+    @property
+    def run(self) -> Path:
+        """What ``run`` notes, as JSON lines: the program's wait status among it."""
+        return self.directory / "run.log"
+
+    @property
+    def panic(self) -> Path:
+        """Last words of the sentry."""
+        return self.directory / "panic.log"
+
+    def args(self) -> list[str]:
+        return [
+            f"--log={self.errors}",
+            "--log-format=json",
+            f"--panic-log={self.panic}",
+            # At its default level, and for this one process, the debug log is some
+            # 30 lines, and the only place where "exit 137" and "killed by 9" differ.
+            f"--debug-log={self.run}",
+            "--debug-log-format=json",
+            "--debug-command=run",
+        ]
