@@ -9,10 +9,10 @@ PYTEST_ARGS ?= -n 4
 # The checkers' own work is on these.
 CODE := schemas worker tests tools
 
-.PHONY: help setup setup-test run test test-unit lint types layers check format lock build clean
+.PHONY: help setup setup-test run test test-unit bench-queue lint types layers check format lock build clean
 
 help: ## Show this help
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s  %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-11s  %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: ## Set this machine up: Debian packages, gVisor, .venv (as root)
 	@tools/setup
@@ -28,6 +28,9 @@ test: setup-test ## Run all tests (PYTEST_ARGS: other options for pytest)
 
 test-unit: setup ## Run the tests that need nothing of the host
 	$(BIN)/pytest tests/unit $(PYTEST_ARGS)
+
+bench-queue: setup-test ## Measure the queue beside a stock arq worker
+	$(BIN)/python tests/bench/bench_queue.py
 
 lint: setup ## Check style and formatting
 	$(BIN)/ruff check $(CODE) && $(BIN)/ruff format --check $(CODE)

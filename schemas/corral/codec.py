@@ -179,6 +179,11 @@ def decode_result(data: bytes) -> Result:
     raise ErrInvalidJob("this is a job, not its result", path="$.r")
 
 
+def encode_ending(value: object) -> bytes:
+    """Return the ending alone, as it stands in a result: a :class:`Result` or an exception."""
+    return _encoder.encode(_to_ending(value))
+
+
 def serialize(fields: Mapping[str, object]) -> bytes:
     """Return arq's dict of a job or a result as bytes; the serializer for arq.
 

@@ -9,13 +9,16 @@
     │   ├── ErrImageNotFound            names an image this host does not have
     │   ├── ErrProgramNotFound          argv[0] is not in the image, or is not executable
     │   ├── ErrJobNotFound              no such job, or its result has expired
+    │   ├── ErrQuotaExceeded            the tenant is at a cap; says how long to wait
     │   └── ErrClientNotConfigured      the client was given no Redis to talk to
     └── Fault                           ours; says whether the job's code may have begun
         ├── ErrGVisorNotAvailable       no usable runsc on the host
         ├── ErrSandboxCreationFailed    the sandbox could not be set up
         ├── ErrSandboxExecutionFailed   the sandbox broke while the program ran
         ├── ErrWorkerLost               the worker went away in the middle
-        └── ErrDaemonUnavailable        Redis does not answer
+        ├── ErrPolicyUnusable           the tenant's policy in Redis cannot be read
+        ├── ErrDaemonUnavailable        Redis does not answer
+        └── ErrRedisUnsafe              Redis is set so that it may drop jobs
 
 How a program ended is no error: see :class:`corral.Result`.
 """
@@ -167,6 +170,34 @@ class ErrJobNotFound(Rejection):
     code = "job_not_found"
 
 
+class ErrQuotaExceeded(Rejection):
+    """Raised if a tenant is at one of its caps. Nothing was queued.
+
+    ``context`` names the cap (``depth``, ``payload_bytes``, or
+    ``unknown_tenant`` where only known ones may submit), its limit and what
+    was found.
+    """
+
+    code = "quota_exceeded"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        retry_after_s: float | None = None,
+        context: Mapping[str, str] | None = None,
+    ) -> None:
+        told = {} if retry_after_s is None else {"retry_after_s": f"{retry_after_s:g}"}
+        super().__init__(message, context={**(context or {}), **told})
+        self.retryable = self.retry_after_s is not None
+
+    @property
+    def retry_after_s(self) -> float | None:
+        """Seconds after which there may be room; None if waiting does not help."""
+        told = self.context.get("retry_after_s")
+        return None if told is None else float(told)
+
+
 class ErrClientNotConfigured(Rejection):
     """Raised if a client was given no Redis to talk to."""
 
@@ -224,10 +255,22 @@ class ErrWorkerLost(Fault):
     code = "worker_lost"
 
 
+class ErrPolicyUnusable(Fault):
+    """Raised if a tenant's policy cannot be read: none of its jobs is started until it can."""
+
+    code = "policy_unusable"
+
+
 class ErrDaemonUnavailable(Fault):
     """Raised if Redis does not answer."""
 
     code = "daemon_unavailable"
+
+
+class ErrRedisUnsafe(Fault):
+    """Raised if Redis is set so that it may drop jobs. No job is taken from it."""
+
+    code = "redis_unsafe"
 
 
 _BY_CODE: Mapping[str, type[CorralError]] = MappingProxyType(
@@ -238,12 +281,15 @@ _BY_CODE: Mapping[str, type[CorralError]] = MappingProxyType(
             ErrImageNotFound,
             ErrProgramNotFound,
             ErrJobNotFound,
+            ErrQuotaExceeded,
             ErrClientNotConfigured,
             ErrGVisorNotAvailable,
             ErrSandboxCreationFailed,
             ErrSandboxExecutionFailed,
             ErrWorkerLost,
+            ErrPolicyUnusable,
             ErrDaemonUnavailable,
+            ErrRedisUnsafe,
         )
     }
 )

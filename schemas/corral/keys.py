@@ -26,8 +26,48 @@ TENANTS = "corral:tenants"
 """Set of the tenants that have ever submitted through :class:`corral.Client`."""
 ABORT = abort_jobs_ss
 """arq's sorted set of abort requests."""
+DEFAULTS = "corral:defaults"
+"""Hash of the settings of tenants that have none of their own."""
+READY = "corral:ready"
+"""Sorted set of the tenants a job can be claimed of now, by virtual time in microseconds."""
+LATER = "corral:later"
+"""Sorted set of the tenants to look at again, by when in ms."""
+QUIET = "corral:quiet"
+"""Set of the known tenants that had no job when they were last looked at."""
+VIRTUAL_TIME = "corral:vt"
+"""Hash of the service each tenant has had over its weight, in microseconds."""
+CLOCK = "corral:clock"
+"""Virtual time of the tenant served last: where one enters that was away."""
+ESTIMATE = "corral:estimate"
+"""Hash of how many ms a tenant's job is expected to take."""
+WAKE = "corral:wake"
+"""List of hints that a job can be claimed; idle workers pop it, blocking."""
+EPOCH = "corral:epoch"
+"""Counter that makes every fencing token one of a kind."""
+DEADLINES = "corral:deadlines"
+"""Sorted set of the ids of queued jobs that must start by a time, in ms."""
+DEAD = "corral:dead"
+"""Sorted set of the ids of jobs that were given up, by when in ms."""
+WORKERS = "corral:workers"
+"""Sorted set of the living workers, by the time in ms at which they count as gone."""
+NOBODY = "corral:nobody"
+"""Channel on which nothing is ever told."""
+SWEEPER = "corral:sweeper"
+"""Name of the worker that sweeps for all, while its lease on that lasts."""
+SWEEP = "corral:sweep"
+"""Hash of where the sweeper goes on."""
 
-_QUEUE_PREFIX = "arq:queue:"
+QUEUE_PREFIX = "arq:queue:"
+_TENANT_PREFIX = "corral:tenant:"
+_RUN_PREFIX = "corral:run:"
+_STATE_PREFIX = "corral:job:"
+_DEAD_PREFIX = "corral:dead:"
+_DEATH_PREFIX = "corral:death:"
+_DONE_PREFIX = "corral:done:"
+_CONTROL_PREFIX = "corral:control:"
+_RESULTS_PREFIX = "corral:results:"
+_IDEMPOTENCY_PREFIX = "corral:idempotency:"
+_CLAIM_PREFIX = "corral:claim:"
 _TENANT = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}\Z")
 _JOB_ID = re.compile(r"(?P<tenant>[a-z0-9][a-z0-9_-]{0,62}):(?P<unique>[A-Za-z0-9_-]{1,128})\Z")
 
@@ -73,7 +113,7 @@ def tenant_of(job_id: str) -> str:
 
 def queue(tenant: str) -> str:
     """Return the tenant's queue, a sorted set of job ids by earliest start in ms."""
-    return _QUEUE_PREFIX + check_tenant(tenant)
+    return QUEUE_PREFIX + check_tenant(tenant)
 
 
 def job(job_id: str) -> str:
@@ -94,3 +134,84 @@ def retry(job_id: str) -> str:
 def result(job_id: str) -> str:
     """Return the key of the encoded result."""
     return result_key_prefix + job_id
+
+
+def tenant_settings(tenant: str) -> str:
+    """Return the key of the hash of a tenant's own settings."""
+    return _TENANT_PREFIX + check_tenant(tenant)
+
+
+def running(tenant: str) -> str:
+    """Return the key of a tenant's live leases: job ids by the end of the lease in ms."""
+    return _RUN_PREFIX + check_tenant(tenant)
+
+
+def state(job_id: str) -> str:
+    """Return the key of the hash of what the queue knows of a job that was claimed."""
+    return _STATE_PREFIX + job_id
+
+
+def dead(job_id: str) -> str:
+    """Return the key of the payload of a job that was given up."""
+    return _DEAD_PREFIX + job_id
+
+
+def death(job_id: str) -> str:
+    """Return the key of the hash of why a job was given up."""
+    return _DEATH_PREFIX + job_id
+
+
+def done(job_id: str) -> str:
+    """Return the channel on which a job's end is told."""
+    return _DONE_PREFIX + job_id
+
+
+def control(worker: str) -> str:
+    """Return the channel on which a worker is told to stop attempts, by fencing token."""
+    return _CONTROL_PREFIX + worker
+
+
+def results(tenant: str) -> str:
+    """Return the key of the stream of a tenant's results."""
+    return _RESULTS_PREFIX + check_tenant(tenant)
+
+
+def for_lua() -> dict[str, str]:
+    """Return every name the scripts use, by what they call it.
+
+    The scripts run inside Redis and make names of tenants and jobs by
+    themselves; this keeps the layout in one place all the same.
+    """
+    return {
+        "abort": ABORT,
+        "claim": _CLAIM_PREFIX,
+        "clock": CLOCK,
+        "control": _CONTROL_PREFIX,
+        "dead": DEAD,
+        "dead_job": _DEAD_PREFIX,
+        "deadlines": DEADLINES,
+        "death": _DEATH_PREFIX,
+        "defaults": DEFAULTS,
+        "done": _DONE_PREFIX,
+        "epoch": EPOCH,
+        "estimate": ESTIMATE,
+        "idempotency": _IDEMPOTENCY_PREFIX,
+        "in_progress": in_progress_key_prefix,
+        "job": job_key_prefix,
+        "later": LATER,
+        "queue": QUEUE_PREFIX,
+        "quiet": QUIET,
+        "ready": READY,
+        "result": result_key_prefix,
+        "results": _RESULTS_PREFIX,
+        "retry": retry_key_prefix,
+        "run": _RUN_PREFIX,
+        "state": _STATE_PREFIX,
+        "sweep": SWEEP,
+        "sweeper": SWEEPER,
+        "tenant": _TENANT_PREFIX,
+        "tenants": TENANTS,
+        "vt": VIRTUAL_TIME,
+        "wake": WAKE,
+        "workers": WORKERS,
+    }

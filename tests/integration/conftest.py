@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import anyio
 import pytest
@@ -90,3 +92,30 @@ async def stock_worker(redis_url: str, begun: anyio.Event) -> AsyncIterator[Work
             task.cancel()
         await asyncio.gather(*worker.tasks.values(), return_exceptions=True)
         await pool.aclose(close_connection_pool=True)
+
+
+@pytest.fixture(scope="session")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with a server's certificate for 127.0.0.1, of ``ca``, and a stranger's ``other``.
+
+    Each is NAME.pem with NAME.key.
+    """
+    directory = tmp_path_factory.mktemp("certificates")
+
+    def openssl(*words: str) -> None:
+        subprocess.run(["openssl", *words], cwd=directory, check=True, capture_output=True)
+
+    def make(name: str, *words: str) -> None:
+        key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-noenc")
+        files = ("-keyout", f"{name}.key", "-out", f"{name}.pem")
+        openssl("req", "-x509", *key, *files, "-days", "1", "-subj", f"/CN={name}", *words)
+
+    authority = ("-addext", "keyUsage=critical,keyCertSign")
+    make("ca", *authority)
+    make("other", *authority)
+    make(
+        "server",
+        *("-CA", "ca.pem", "-CAkey", "ca.key", "-addext", "subjectAltName=IP:127.0.0.1"),
+        *("-addext", "basicConstraints=critical,CA:FALSE"),
+    )
+    return directory

@@ -127,15 +127,11 @@ def invoke(*args: str, stdin: bytes = b"") -> Invoked:
 
 def test_help_names_every_command() -> None:
     shown = invoke("--help").stdout
-    assert [name for name in ("run", "worker", "images", "demo") if f"\n  {name} " in shown] == [
-        "run",
-        "worker",
-        "images",
-        "demo",
-    ]
+    names = ("run", "worker", "images", "tenants", "jobs", "dead", "demo")
+    assert names == tuple(name for name in names if f"\n  {name} " in shown)
 
 
-@pytest.mark.parametrize("command", ["run", "worker", "images", "demo"])
+@pytest.mark.parametrize("command", ["run", "worker", "images", "tenants", "jobs", "dead", "demo"])
 def test_every_command_explains_itself(command: str) -> None:
     invoked = invoke(command, "--help")
     assert invoked.exit_code == 0

@@ -23,6 +23,7 @@ REJECTIONS = {
     "image_not_found": corral.ErrImageNotFound,
     "program_not_found": corral.ErrProgramNotFound,
     "job_not_found": corral.ErrJobNotFound,
+    "quota_exceeded": corral.ErrQuotaExceeded,
     "client_not_configured": corral.ErrClientNotConfigured,
 }
 FAULTS = {
@@ -30,7 +31,9 @@ FAULTS = {
     "sandbox_creation_failed": corral.ErrSandboxCreationFailed,
     "sandbox_execution_failed": corral.ErrSandboxExecutionFailed,
     "worker_lost": corral.ErrWorkerLost,
+    "policy_unusable": corral.ErrPolicyUnusable,
     "daemon_unavailable": corral.ErrDaemonUnavailable,
+    "redis_unsafe": corral.ErrRedisUnsafe,
 }
 ALL: dict[str, type[CorralError]] = {**REJECTIONS, **FAULTS}
 VIOLATION = Violation(rule="root_user", field="$.user", value="root", allowed="nobody")
@@ -98,7 +101,7 @@ def test_a_faults_detail_stays_in_the_worker(kind: type[Fault]) -> None:
 
 def test_an_error_of_a_newer_version_keeps_its_code_and_message() -> None:
     data = ErrorData(
-        code="quota_exceeded", message="too many", retryable=True, context={"tenant": "acme"}
+        code="of_tomorrow", message="too many", retryable=True, context={"tenant": "acme"}
     )
 
     error = CorralError.from_data(data)

@@ -115,6 +115,18 @@ def sandboxes() -> FakeSandboxes:
     return FakeSandboxes()
 
 
+async def test_what_the_tenants_policy_takes_away_is_refused_before_the_host_is_touched(
+    images: FakeImages, sandboxes: FakeSandboxes
+) -> None:
+    narrowed = replace(attempt(), narrowing=PolicyNarrowing(env_denied=("TOKEN",)))
+
+    with pytest.raises(ErrSecurityViolation) as caught:
+        await executor(images, sandboxes).execute(narrowed, Stop())
+
+    assert [violation.rule for violation in caught.value.violations] == ["env_forbidden"]
+    assert (images.asked, sandboxes.ran) == ([], [])
+
+
 async def test_a_result_has_all_that_is_known(images: FakeImages, sandboxes: FakeSandboxes) -> None:
     stop = Stop()
 

@@ -10,17 +10,17 @@ import anyio
 import structlog
 from arq.connections import ArqRedis
 
-from corral.client import connect, ping
+from corral.connection import connect, ping
 from corral_worker.executor.executor import Executor, Runtime
 from corral_worker.executor.supervisor import Supervisor
 from corral_worker.host import Host, open_host
-from corral_worker.queue.arq_consumer import ArqConsumer
+from corral_worker.queue.commits import Keep
+from corral_worker.queue.consumer import Consumer
+from corral_worker.queue.durability import check_durability
 from corral_worker.settings import Settings
 
 _DEFAULT_TENANT = "default"
 _CLOSE_WITHIN_S = 5.0
-_LOCK_MARGIN_S = 120.0
-"""Added to the longest job: starting, killing and cleaning take less."""
 
 
 async def run_worker(settings: Settings) -> None:
@@ -35,6 +35,7 @@ async def run_worker(settings: Settings) -> None:
         ErrImageNotFound: the host has no image at all.
         ErrDaemonUnavailable: Redis does not answer at the start. Later it may
             come and go.
+        ErrRedisUnsafe: Redis is set so that it may drop jobs.
     """
     log = structlog.get_logger()
     with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
@@ -61,18 +62,19 @@ async def _serve(settings: Settings, *, ready: anyio.Event, stopping: anyio.Even
         Supervisor.open(_executor(settings, host), slots=settings.slots) as supervisor,
         anyio.create_task_group() as tasks,
     ):
-        consumer = ArqConsumer(
+        consumer = Consumer(
             redis=redis,
             supervisor=supervisor,
             tenants={_DEFAULT_TENANT, *settings.tenants},
             slots=settings.slots,
-            poll_delay_s=settings.poll_delay_s,
-            keep_result_s=settings.keep_result_s,
-            lock_s=settings.policy.ceilings.wall_s + settings.start_timeout_s + _LOCK_MARGIN_S,
+            lease_s=settings.lease_s,
+            most_lost=settings.lost_leases,
+            keep=Keep(result_s=settings.keep_result_s, stream_entries=settings.stream_entries),
         )
         tasks.start_soon(consumer.run)
         structlog.get_logger().info(
             "worker.ready",
+            worker=consumer.worker,
             slots=settings.slots,
             runsc=host.runsc_version,
             platform=settings.platform,
@@ -100,6 +102,7 @@ async def check_host(settings: Settings) -> None:
         ErrSandboxCreationFailed: the host cannot hold limits, or is not writable.
         ErrImageNotFound: the host has no image at all.
         ErrDaemonUnavailable: Redis does not answer.
+        ErrRedisUnsafe: Redis is set so that it may drop jobs.
     """
     async with _redis(settings), open_host(settings):
         pass
@@ -110,6 +113,7 @@ async def _redis(settings: Settings) -> AsyncIterator[ArqRedis]:
     redis = connect(settings.redis_url.reveal())
     try:
         await ping(redis)
+        await check_durability(redis)
         yield redis
     finally:
         with anyio.move_on_after(_CLOSE_WITHIN_S, shield=True):

@@ -46,6 +46,7 @@ _PRIVATE_KEYS = frozenset(
     }
 )
 _URL_CREDENTIALS = re.compile(r"(?<=://)[^/\s@]*(?:@[^/\s@]*)*@")
+_URL_PASSWORD = re.compile(r"(?<=password=)[^&\s]+")
 _MAX_DEPTH = 6
 _SILENT = logging.CRITICAL + 1
 
@@ -126,7 +127,7 @@ def _harmless(key: object, value: object, depth: int) -> object:
         case bytes() | bytearray() | memoryview() | msgspec.Struct():
             return REDACTED
         case str():
-            return _URL_CREDENTIALS.sub(f"{MARKER}@", value)
+            return _URL_PASSWORD.sub(MARKER, _URL_CREDENTIALS.sub(f"{MARKER}@", value))
         case Mapping() if depth:
             return {str(k): _harmless(k, v, depth - 1) for k, v in value.items()}
         case list() | tuple() | set() | frozenset() if depth:

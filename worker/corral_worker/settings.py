@@ -62,7 +62,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     redis_url: Annotated[
         Secret,
-        Meta(description="The Redis or Valkey of the queues: redis://, rediss:// or unix://."),
+        Meta(
+            description="The Redis or Valkey of the queues: redis://, rediss://, sentinel:// or unix://."
+        ),
     ]
     tenants: Annotated[
         dict[str, TenantSettings],
@@ -103,9 +105,26 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     keep_result_s: Annotated[
         float, Meta(ge=1, le=2_592_000, description="Seconds a result stays in Redis.")
     ] = 3600.0
-    poll_delay_s: Annotated[
-        float, Meta(ge=0.001, le=60, description="Seconds between two looks at the queues.")
-    ] = 0.1
+    stream_entries: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=1_000_000,
+            description="How many results each tenant's results stream keeps; 0 for no streams.",
+        ),
+    ] = 1000
+    lease_s: Annotated[
+        float,
+        Meta(
+            ge=1,
+            le=600,
+            description="Seconds after which the jobs of a worker that died are another's.",
+        ),
+    ] = 10.0
+    lost_leases: Annotated[
+        int,
+        Meta(ge=1, le=100, description="Lost leases after which a job is given up."),
+    ] = 3
     log_format: Annotated[
         LogFormat,
         Meta(description="How the log is written; auto: for people on a terminal, else JSON."),

@@ -11,11 +11,10 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
-from urllib.parse import urlsplit
 
 import msgspec
 
-from corral import CorralError, Policy, PolicyNarrowing, keys
+from corral import CorralError, Policy, PolicyNarrowing, connection, keys
 from corral_worker.secret import Secret
 
 DELEGATED: Final = "delegated"
@@ -25,23 +24,15 @@ MAX_STATE_DIR_BYTES: Final = 60
 
 Finding = tuple[str, str]
 
-_SCHEMES = frozenset({"redis", "rediss", "unix"})
 _CGROUP = re.compile(r"(?:/[\w@.:\\-]+)+\Z", re.ASCII)
 
 
 def redis_url(url: Secret) -> Iterator[Finding]:
     """Yield what is wrong with a Redis URL, never quoting it: it may hold a password."""
     try:
-        parts = urlsplit(url.reveal())
-        usable = parts.scheme in _SCHEMES and (parts.port is None or parts.port > 0)
-    except ValueError:
-        usable = False
-    if not usable:
-        message = (
-            "not a Redis URL (not shown: it may hold a password);"
-            " use redis://HOST:PORT/DB, rediss://HOST:PORT/DB or unix:///PATH"
-        )
-        yield "", message
+        connection.check_url(url.reveal())
+    except CorralError as error:
+        yield "", error.message
 
 
 def absolute(path: Path) -> Iterator[Finding]:

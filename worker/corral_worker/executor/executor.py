@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import socket
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Protocol
 
@@ -21,6 +21,7 @@ from corral import (
     Outcome,
     Phases,
     Policy,
+    PolicyNarrowing,
     Provenance,
     Result,
     Usage,
@@ -38,6 +39,11 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
     tenant: str
     number: int
     enqueued_at: dt.datetime
+    """When it was due, by this host's clock."""
+    begin: Callable[[], Awaitable[None]] | None = None
+    """Awaited right before the program starts; raises if it must not."""
+    narrowing: PolicyNarrowing = PolicyNarrowing()
+    """What the tenant's policy takes away at this time, beyond what this worker's settings do."""
 
 
 class Image(Protocol):
@@ -161,7 +167,7 @@ class Executor:
             return Result(outcome=Outcome.CANCELLED, labels=job.labels)
         if stop.cause is not None:
             raise ErrWorkerLost("the worker was stopped before the program started")
-        limits = self._policy_of(attempt.tenant).enforce(job)
+        limits = self._policy_of(attempt.tenant).narrowed(attempt.narrowing).enforce(job)
         began = dt.datetime.now(dt.UTC)
         queued_s = max(0.0, (began - attempt.enqueued_at).total_seconds())
         if job.start_within_s is not None and queued_s > job.start_within_s:
@@ -169,6 +175,10 @@ class Executor:
                 outcome=Outcome.EXPIRED, phases=Phases(queued_s=queued_s), labels=job.labels
             )
         image = await self._images.resolve(job.image)
+        if attempt.begin is not None:
+            await attempt.begin()
+        if stop.cause == "cancelled":
+            return Result(outcome=Outcome.CANCELLED, labels=job.labels)
         report = await self._sandboxes.run(job, limits, image.rootfs, stop)
         if isinstance(report.ending, CorralError):
             raise report.ending

@@ -4,15 +4,27 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Protocol
 
 import anyio
 import anyio.abc
 import structlog
 
 from corral import CorralError, Fault, Result
-from corral_worker.executor.executor import Attempt, Executor
+from corral_worker.executor.executor import Attempt
 from corral_worker.sandbox.outcome import KillCause
 from corral_worker.sandbox.stop import Stop
+
+
+class Executes(Protocol):
+    """What runs one attempt to its end."""
+
+    async def execute(self, attempt: Attempt, stop: Stop) -> Result:
+        """Return how the attempt ended; ``stop`` ends it earlier.
+
+        Raises:
+            CorralError: it was rejected, or a fault struck.
+        """
 
 
 class RunningAttempt:
@@ -36,7 +48,7 @@ class RunningAttempt:
         await self._done.wait()
         return self._ending or Fault("the attempt ended without a trace", retry_safety="unknown")
 
-    async def run(self, executor: Executor, slots: anyio.Semaphore) -> None:
+    async def run(self, executor: Executes, slots: anyio.Semaphore) -> None:
         """Wait for a slot, then run to the end. Never raises an :class:`Exception`."""
         try:
             async with _slot(slots, self._stop):
@@ -57,6 +69,21 @@ class RunningAttempt:
 @asynccontextmanager
 async def _slot(slots: anyio.Semaphore, stop: Stop) -> AsyncIterator[None]:
     """Hold a slot for the block; a stop ends the wait, for then none is needed."""
+    held = await _acquire(slots, stop)
+    try:
+        yield
+    finally:
+        if held:
+            slots.release()
+
+
+async def _acquire(slots: anyio.Semaphore, stop: Stop) -> bool:
+    try:
+        slots.acquire_nowait()
+    except anyio.WouldBlock:
+        pass
+    else:
+        return True
     held = False
     async with anyio.create_task_group() as tasks:
 
@@ -68,11 +95,7 @@ async def _slot(slots: anyio.Semaphore, stop: Stop) -> AsyncIterator[None]:
         await slots.acquire()
         held = True
         tasks.cancel_scope.cancel()
-    try:
-        yield
-    finally:
-        if held:
-            slots.release()
+    return held
 
 
 class Supervisor:
@@ -83,7 +106,7 @@ class Supervisor:
     the supervisor can cancel, and others wait for it or ask it to stop.
     """
 
-    def __init__(self, executor: Executor, tasks: anyio.abc.TaskGroup, *, slots: int) -> None:
+    def __init__(self, executor: Executes, tasks: anyio.abc.TaskGroup, *, slots: int) -> None:
         self._executor = executor
         self._tasks = tasks
         self._slots = anyio.Semaphore(slots)
@@ -92,7 +115,7 @@ class Supervisor:
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, executor: Executor, *, slots: int) -> AsyncIterator[Supervisor]:
+    async def open(cls, executor: Executes, *, slots: int) -> AsyncIterator[Supervisor]:
         """Yield a supervisor; at the end, and on cancellation, no sandbox is left."""
         async with anyio.create_task_group() as tasks:
             yield cls(executor, tasks, slots=slots)
@@ -112,6 +135,8 @@ class Supervisor:
     async def idle(self) -> None:
         """Wait until no attempt is left."""
         while self._running:
+            if self._idle.is_set():
+                self._idle = anyio.Event()
             await self._idle.wait()
 
     async def _run(self, running: RunningAttempt) -> None:
@@ -120,4 +145,3 @@ class Supervisor:
         finally:
             self._running.discard(running)
             self._idle.set()
-            self._idle = anyio.Event()

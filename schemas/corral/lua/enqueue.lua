@@ -1,0 +1,93 @@
+-- Puts jobs on their tenants' queues: all of them, or none.
+--
+-- ARGV  1 number of jobs; then nine for each:
+--       tenant, id, payload, ms of delay, start in ms since 1970 ('' for none),
+--       ms after its start time until which it must have started ('' for any time),
+--       ms the payload is kept beyond its start time,
+--       idempotency key ('' for none), digest of the job
+-- Returns {'ok', id, id, ...}: the given ids, or those of earlier jobs of the same
+--   idempotency keys; or {'quota', index, reason, limit, found, ms to wait (-1: never)};
+--   or {'conflict', index, id of the earlier job}.
+
+local KEEP_KEY = 86400000
+local STRIDE = 9
+
+local count = tonumber(ARGV[1])
+local ids = {'ok'}
+local new = {}
+local adds = {}
+local claimed_keys = {}
+
+local function wait_for(tenant, over)
+  local running = math.max(1, call('ZCARD', K.run .. tenant))
+  return int(math.min(60000, math.max(100, over * estimate(tenant) / running)))
+end
+
+for index = 1, count do
+  local at = 1 + (index - 1) * STRIDE
+  local tenant, id, payload = ARGV[at + 1], ARGV[at + 2], ARGV[at + 3]
+  local key, digest = ARGV[at + 8], ARGV[at + 9]
+  local earlier
+  if key ~= '' then
+    local name = K.idempotency .. tenant .. ':' .. key
+    local held = claimed_keys[name] or call('GET', name)
+    if held then
+      local held_digest, held_id = string.match(held, '^(%S+) (.*)$')
+      if held_digest ~= digest then
+        return {'conflict', index, held_id}
+      end
+      earlier = held_id
+    else
+      claimed_keys[name] = digest .. ' ' .. id
+    end
+  end
+  if not earlier and call('EXISTS', K.job .. id, K.result .. id) > 0 then
+    earlier = id
+  end
+  if earlier then
+    ids[index + 1] = earlier
+  else
+    local set = settings(tenant)
+    if set.closed then
+      return {'quota', index, 'unknown_tenant', '0', '0', '-1'}
+    end
+    if set.payload_bytes > 0 and #payload > set.payload_bytes then
+      return {'quota', index, 'payload_bytes', int(set.payload_bytes), int(#payload), '-1'}
+    end
+    if set.depth > 0 then
+      adds[tenant] = (adds[tenant] or call('ZCARD', K.queue .. tenant)) + 1
+      if adds[tenant] > set.depth then
+        return {'quota', index, 'depth', int(set.depth), int(adds[tenant] - 1),
+          wait_for(tenant, adds[tenant] - set.depth)}
+      end
+    end
+    ids[index + 1] = id
+    new[#new + 1] = at
+  end
+end
+
+for name, held in pairs(claimed_keys) do
+  call('SET', name, held, 'PX', KEEP_KEY)
+end
+
+local touched = {}
+for _, at in ipairs(new) do
+  local tenant, id = ARGV[at + 1], ARGV[at + 2]
+  local start = now + tonumber(ARGV[at + 4])
+  if ARGV[at + 5] ~= '' then
+    start = math.max(now, tonumber(ARGV[at + 5]))
+  end
+  call('SET', K.job .. id, ARGV[at + 3], 'PX', int(start - now + tonumber(ARGV[at + 7])))
+  call('ZADD', K.queue .. tenant, int(start), id)
+  if ARGV[at + 6] ~= '' then
+    call('ZADD', K.deadlines, int(start + tonumber(ARGV[at + 6])), id)
+  end
+  touched[tenant] = true
+end
+for tenant in pairs(touched) do
+  call('SADD', K.tenants, tenant)
+  if arm(tenant) then
+    hint()
+  end
+end
+return ids

@@ -1,0 +1,131 @@
+"""Writing how attempts ended, or handing their jobs back."""
+
+from __future__ import annotations
+
+import enum
+import time
+from collections.abc import Sequence
+from typing import Final, cast
+
+import anyio
+import msgspec
+import structlog
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from corral.scripts import Argument, Script
+from corral_worker.queue.batcher import Batcher
+from corral_worker.queue.leases import Lease
+
+MOST_INLINE_BYTES: Final = 256 * 1024
+"""Most bytes a result may have to stand in the results stream itself."""
+_MOST_BYTES_AT_ONCE = 8 * 1024 * 1024
+_FIRST_PAUSE_S = 0.05
+_LONGEST_PAUSE_S = 1.0
+
+
+class Keep(msgspec.Struct, frozen=True, kw_only=True):
+    """How long and how many results are kept."""
+
+    result_s: float = 3600.0
+    stream_entries: int = 1000
+    """Of each tenant; 0 for no results stream."""
+
+    def words(self) -> tuple[int, int, int]:
+        """Return what the scripts take."""
+        return round(self.result_s * 1000), self.stream_entries, MOST_INLINE_BYTES
+
+
+class Commit(enum.IntEnum):
+    """What became of a commit."""
+
+    REFUSED = 0
+    """The lease is lost: nothing was written."""
+    DONE = 1
+    CANCELLED = 2
+    """Not handed back, for the job was cancelled meanwhile."""
+
+
+class _Item(msgspec.Struct, frozen=True):
+    lease: Lease
+    what: str
+    first: bytes | str
+    second: str
+    third: str
+
+    def words(self) -> tuple[Argument, ...]:
+        claim = self.lease.claim
+        return (
+            *(claim.tenant, claim.job_id, claim.token),
+            *(self.what, self.first, self.second, self.third),
+        )
+
+
+class Commits:
+    """Ends attempts, many with one script; each is fenced by its token.
+
+    Args:
+        redis: where the queues are.
+        keep: how long and how many results are kept.
+        lease_s: seconds a lease holds: no commit is tried for longer.
+    """
+
+    def __init__(self, redis: Redis, *, keep: Keep, lease_s: float) -> None:
+        self._redis = redis
+        self._keep = keep
+        self._lease_s = lease_s
+        self._script = Script(__package__, "commit")
+        self._batcher: Batcher[_Item, int] = Batcher(
+            self._send,
+            most_size=_MOST_BYTES_AT_ONCE,
+            size=lambda item: len(item.first),
+        )
+        self._log = structlog.get_logger()
+
+    async def run(self) -> None:
+        """Send commits until cancelled."""
+        await self._batcher.run()
+
+    async def final(self, lease: Lease, data: bytes, *, outcome: str, dead: str = "") -> Commit:
+        """Write the job's one and only result.
+
+        Args:
+            lease: the attempt's.
+            data: the encoded result.
+            outcome: the result's outcome or the error's code.
+            dead: why the job goes to the dead letters, if it does.
+        """
+        return await self._commit(_Item(lease, "final", data, outcome, dead))
+
+    async def hand_back(self, lease: Lease, *, started: bool) -> Commit:
+        """Put the job back in its place on its queue.
+
+        Args:
+            lease: the attempt's.
+            started: whether the program may have begun; if not, the attempt
+                does not count.
+        """
+        return await self._commit(_Item(lease, "back", "", "" if started else "1", ""))
+
+    async def _commit(self, item: _Item) -> Commit:
+        pause = _FIRST_PAUSE_S
+        give_up_at = time.monotonic() + self._lease_s
+        while True:
+            try:
+                answer = Commit(await self._batcher.ask(item))
+            except (RedisError, OSError) as error:
+                job_id = item.lease.claim.job_id
+                self._log.warning("commit.again", job_id=job_id, error=type(error).__name__)
+                if time.monotonic() > give_up_at:
+                    # The lock has expired with the lease: no answer can be better.
+                    return Commit.REFUSED
+                await anyio.sleep(pause)
+                pause = min(pause * 2, _LONGEST_PAUSE_S)
+            else:
+                return answer
+
+    async def _send(self, items: Sequence[_Item]) -> Sequence[int]:
+        words = [word for item in items for word in item.words()]
+        return cast(
+            "Sequence[int]", await self._script.run(self._redis, *self._keep.words(), *words)
+        )

@@ -1,0 +1,155 @@
+"""The leases a worker holds: renewed while Redis answers, given up in time if it does not."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import cast
+
+import anyio
+import structlog
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from corral.scripts import Script
+from corral_worker.executor.supervisor import RunningAttempt
+from corral_worker.queue.claims import Claim
+from corral_worker.sandbox.outcome import KillCause
+
+_RENEWALS = 3
+"""In one lease: two may fail before the third matters."""
+_MARGIN = 0.2
+"""Part of a lease that is kept for killing what runs, before it ends."""
+_AGAIN_AFTER_S = 0.1
+_LOST = 0
+_CANCELLED = 2
+
+
+class Lease:
+    """The right to one attempt, and what is to be stopped when it is lost."""
+
+    def __init__(self, claim: Claim, *, safe_until: float) -> None:
+        self.claim = claim
+        self.safe_until = safe_until
+        """Monotonic seconds at which the attempt must be told to end."""
+        self.lost = False
+        self.settling = False
+        """Whether its end is being written: then the lease may be gone before that is known."""
+        self._running: RunningAttempt | None = None
+        self._cause: KillCause | None = None
+
+    def bind(self, running: RunningAttempt) -> None:
+        """Say what runs under the lease. A stop that came earlier is passed on."""
+        self._running = running
+        if self._cause is not None:
+            running.stop(self._cause)
+
+    def stop(self, cause: KillCause) -> None:
+        """Ask for the attempt's end. Returns at once; the first cause counts."""
+        if self._cause is None:
+            self._cause = cause
+            if self._running is not None:
+                self._running.stop(cause)
+
+    @property
+    def stopped_for(self) -> KillCause | None:
+        """Why the end was asked for, if it was."""
+        return self._cause
+
+
+class Leases:
+    """All leases of this worker.
+
+    Args:
+        redis: where the queues are.
+        lease_s: seconds a lease holds unless renewed.
+    """
+
+    def __init__(self, redis: Redis, *, lease_s: float) -> None:
+        self._redis = redis
+        self._lease_s = lease_s
+        self._safe_s = lease_s * (1 - _MARGIN)
+        self._script = Script(__package__, "renew")
+        self._held: dict[str, Lease] = {}
+        self._log = structlog.get_logger()
+
+    def hold(self, claim: Claim, *, asked_at: float) -> Lease:
+        """Keep a claim's lease until it is dropped."""
+        lease = Lease(claim, safe_until=asked_at + self._safe_s)
+        if time.monotonic() >= lease.safe_until:
+            # The reply took so long that nothing may be started: hand the job back.
+            lease.stop("shutdown")
+        self._held[claim.token] = lease
+        return lease
+
+    def drop(self, lease: Lease) -> None:
+        """Renew a lease no longer."""
+        self._held.pop(lease.claim.token, None)
+
+    def cancel(self, token: str) -> None:
+        """Stop the attempt with this token, if it is this worker's and still runs."""
+        if lease := self._held.get(token):
+            lease.stop("cancelled")
+
+    def stop_all(self, cause: KillCause) -> None:
+        """Ask every attempt to end."""
+        for lease in tuple(self._held.values()):
+            lease.stop(cause)
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    async def keep(self) -> None:
+        """Renew all leases, in one batch, until cancelled."""
+        pause = self._lease_s / _RENEWALS
+        while True:
+            await anyio.sleep(pause)
+            pause = self._lease_s / _RENEWALS
+            try:
+                # A server that hangs is one that does not answer.
+                with anyio.fail_after(self._lease_s / _RENEWALS):
+                    await self._renew()
+            except (RedisError, OSError) as error:  # a TimeoutError is an OSError
+                self._log.warning("lease.not_renewed", error=type(error).__name__)
+                pause = min(_AGAIN_AFTER_S, pause)
+
+    async def guard(self) -> None:
+        """Stop attempts whose leases could not be renewed in time, until cancelled.
+
+        By this machine's own clock, and without asking Redis: no other worker
+        can have the job before the sandbox here is dead.
+        """
+        while True:
+            await anyio.sleep(self._lease_s * _MARGIN / 4)
+            now = time.monotonic()
+            for lease in tuple(self._held.values()):
+                if now >= lease.safe_until and not lease.lost and not lease.settling:
+                    lease.lost = True
+                    lease.stop("shutdown")
+                    self._log.warning("lease.given_up", job_id=lease.claim.job_id)
+
+    async def _renew(self) -> None:
+        leases = [lease for lease in self._held.values() if not lease.lost]
+        if not leases:
+            return
+        asked_at = time.monotonic()
+        words = [
+            word
+            for lease in leases
+            for word in (lease.claim.tenant, lease.claim.job_id, lease.claim.token)
+        ]
+        reply = await self._script.run(self._redis, round(self._lease_s * 1000), *words)
+        for lease, answer in zip(leases, cast("Sequence[int]", reply), strict=True):
+            if answer == _LOST:
+                self._lose(lease)
+                continue
+            lease.safe_until = asked_at + self._safe_s
+            if answer == _CANCELLED:
+                lease.stop("cancelled")
+
+    def _lose(self, lease: Lease) -> None:
+        ours = lease.claim.token in self._held and not lease.settling
+        if ours and not lease.lost:
+            lease.lost = True
+            lease.stop("shutdown")
+            self._log.warning("lease.lost", job_id=lease.claim.job_id)

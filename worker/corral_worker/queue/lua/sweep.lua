@@ -1,0 +1,114 @@
+-- Tells that a worker lives and, if it is the one that sweeps, looks for what nobody told of.
+--
+-- ARGV  1 worker   2 ms after which the worker counts as gone   3 ms of the sweeper's lease
+--       4 ending of a cancelled job, as JSON   5 ending of an expired one
+--       6 ms to keep a result   7 entries of a results stream   8 most bytes inline there
+-- Returns 1 if this worker sweeps, else 0.
+--
+-- Every step is bounded; the next sweep goes on where this one stopped.
+
+local worker = ARGV[1]
+local keep = {ms = tonumber(ARGV[6]), entries = tonumber(ARGV[7]), inline = tonumber(ARGV[8])}
+local MOST_QUIET = 20000
+local MOST_LATER = 1000
+local MOST_ENDED = 100
+local MOST_RECONCILED = 200
+local GROUP = 200
+
+call('ZADD', K.workers, int(now + tonumber(ARGV[2])), worker)
+local leader = call('GET', K.sweeper)
+if leader and leader ~= worker then
+  return 0
+end
+call('SET', K.sweeper, worker, 'PX', ARGV[3])
+call('ZREMRANGEBYSCORE', K.workers, '-inf', int(now))
+
+local function look(tenant)
+  if arm(tenant) then
+    hint()
+  end
+end
+
+-- Tenants that are due: a delay or a lease has ended.
+for _, tenant in ipairs(call('ZRANGEBYSCORE', K.later, '-inf', int(now), 'LIMIT', 0, MOST_LATER)) do
+  look(tenant)
+end
+
+-- Tenants that wait for something, but whose head is earlier: stock arq has put a job there.
+local from = tonumber(call('HGET', K.sweep, 'later') or 0)
+local window = call('ZRANGE', K.later, from, from + MOST_LATER - 1, 'WITHSCORES')
+for at = 1, #window, 2 do
+  local head = call('ZRANGE', K.queue .. window[at], 0, 0, 'WITHSCORES')
+  if not head[1] or tonumber(head[2]) < tonumber(window[at + 1]) then
+    look(window[at])
+  end
+end
+call('HSET', K.sweep, 'later', #window == MOST_LATER * 2 and int(from + MOST_LATER) or '0')
+
+-- Tenants without jobs, many with one command: hardly one has got any.
+local function find(tenants, first, last)
+  local queues = {}
+  for at = first, last do
+    queues[#queues + 1] = K.queue .. tenants[at]
+  end
+  if #queues == 0 or call('EXISTS', unpack(queues)) == 0 then
+    return
+  end
+  if first == last then
+    look(tenants[first])
+    return
+  end
+  local middle = math.floor((first + last) / 2)
+  find(tenants, first, middle)
+  find(tenants, middle + 1, last)
+end
+local cursor = call('HGET', K.sweep, 'quiet') or '0'
+local seen = 0
+repeat
+  local page = call('SSCAN', K.quiet, cursor, 'COUNT', 1000)
+  cursor = page[1]
+  for first = 1, #page[2], GROUP do
+    find(page[2], first, math.min(first + GROUP - 1, #page[2]))
+  end
+  seen = seen + 1000
+until cursor == '0' or seen >= MOST_QUIET
+call('HSET', K.sweep, 'quiet', cursor)
+
+-- Known tenants that stand nowhere: made known by hand, or the index was lost.
+local page = call('SSCAN', K.tenants, call('HGET', K.sweep, 'tenants') or '0', 'COUNT', MOST_RECONCILED)
+call('HSET', K.sweep, 'tenants', page[1])
+for _, tenant in ipairs(page[2]) do
+  if not call('ZSCORE', K.ready, tenant) and not call('ZSCORE', K.later, tenant) then
+    call('SADD', K.quiet, tenant)
+  end
+end
+
+-- Requests of Job.abort() of stock arq. Those that hit nothing are dropped: they
+-- would end the next job of the same id.
+for _, id in ipairs(call('ZRANGE', K.abort, 0, MOST_ENDED - 1)) do
+  local tenant = call('HGET', K.state .. id, 'tenant') or string.match(id, '^([a-z0-9][a-z0-9_-]*):')
+  local lock = call('GET', K.in_progress .. id)
+  local foreign = lock and lock ~= call('HGET', K.state .. id, 'token')
+  if not foreign then
+    local found = tenant and cancel(tenant, id, ARGV[4], keep) or 'unknown'
+    -- A job in a queue that its id does not tell: whoever claims it looks here.
+    if found ~= 'unknown' or call('EXISTS', K.job .. id) == 0 then
+      call('ZREM', K.abort, id)
+    end
+  end
+end
+
+-- Jobs that were to have started by now.
+for _, id in ipairs(call('ZRANGEBYSCORE', K.deadlines, '-inf', int(now), 'LIMIT', 0, MOST_ENDED)) do
+  local tenant = string.match(id, '^([a-z0-9][a-z0-9_-]*):')
+  call('ZREM', K.deadlines, id)
+  if tenant and call('EXISTS', K.in_progress .. id) == 0
+    and call('ZSCORE', K.queue .. tenant, id) then
+    finish_queued(tenant, id, ARGV[5], 'expired', keep)
+  end
+end
+
+if call('ZCARD', K.ready) > 0 then
+  hint()
+end
+return 1
