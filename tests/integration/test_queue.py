@@ -186,6 +186,18 @@ async def _is_member(redis: ArqRedis, key: str, member: str) -> bool:
     return bool(await cast("Awaitable[int]", redis.sismember(key, member)))
 
 
+async def test_a_stock_arq_job_of_a_tenant_nobody_knows_is_found_too(
+    pool: ArqRedis, serving: Serving
+) -> None:
+    async with serving():
+        for tenant in ("nobody-knows", "nor-this-one"):
+            job = await pool.enqueue_job(
+                "execute", ECHO, _job_id=f"{tenant}:1", _queue_name=f"arq:queue:{tenant}"
+            )
+            assert job is not None
+            assert (await job.result(timeout=5, poll_delay=0.01)).ok
+
+
 async def test_stock_arq_sees_status_and_definition(
     pool: ArqRedis, serving: Serving, executor: Watched
 ) -> None:

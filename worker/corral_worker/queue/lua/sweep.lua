@@ -14,6 +14,7 @@ local MOST_LATER = 1000
 local MOST_ENDED = 100
 local MOST_RECONCILED = 200
 local GROUP = 200
+local MOST_KEYS = 2000
 
 call('ZADD', K.workers, int(now + tonumber(ARGV[2])), worker)
 local leader = call('GET', K.sweeper)
@@ -80,6 +81,18 @@ call('HSET', K.sweep, 'tenants', page[1])
 for _, tenant in ipairs(page[2]) do
   if not call('ZSCORE', K.ready, tenant) and not call('ZSCORE', K.later, tenant) then
     call('SADD', K.quiet, tenant)
+  end
+end
+
+-- Queues of tenants that nobody knows: stock arq tells nobody. A part of all keys
+-- at a time: found at once in a small Redis, and in the end in a large one.
+local keyspace = call('SCAN', call('HGET', K.sweep, 'keyspace') or '0', 'MATCH', K.queue .. '*',
+  'COUNT', MOST_KEYS, 'TYPE', 'zset')
+call('HSET', K.sweep, 'keyspace', keyspace[1])
+for _, queue in ipairs(keyspace[2]) do
+  local tenant = string.match(string.sub(queue, #K.queue + 1), '^[a-z0-9][a-z0-9_-]*$')
+  if tenant and #tenant <= 63 and call('SADD', K.tenants, tenant) == 1 then
+    look(tenant)
   end
 end
 
