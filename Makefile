@@ -26,7 +26,7 @@ run: setup ## Show corral at work: the demo, on this machine
 test: setup-test ## Run all tests (PYTEST_ARGS: other options for pytest)
 	$(BIN)/pytest $(PYTEST_ARGS)
 
-test-unit: setup ## Run the tests that need nothing of the host
+test-unit: setup-test ## Run the tests that need nothing of the host
 	$(BIN)/pytest tests/unit $(PYTEST_ARGS)
 
 bench-queue: setup-test ## Measure the queue beside a stock arq worker

@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from redis.asyncio import Redis
+from redis.exceptions import AuthenticationError, AuthorizationError, RedisError
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from corral.errors import ErrDaemonUnavailable, Fault, RetrySafety
@@ -28,6 +28,11 @@ async def reaching(
     try:
         yield
     except (RedisConnectionError, RedisTimeoutError) as error:
+        if _is_stranger(error):
+            raise ErrDaemonUnavailable(
+                f"Redis at {_place(redis)} does not let us in: check the user and the password in"
+                " CORRAL_REDIS_URL"
+            ) from error
         refused = isinstance(error, NotPrimaryError)
         raise ErrDaemonUnavailable(
             f"Redis at {_place(redis)} does not answer ({_why(error)}): is it running, and is"
@@ -51,3 +56,10 @@ def _why(error: Exception) -> str:
     if isinstance(tls := error.__context__, ssl.SSLError):
         return f"TLS: {getattr(tls, 'verify_message', '') or tls.reason}"
     return type(error).__name__
+
+
+def _is_stranger(error: BaseException | None) -> bool:
+    # On Unix sockets redis-py hides it behind an error of the connection.
+    while error is not None and not isinstance(error, AuthenticationError | AuthorizationError):
+        error = error.__cause__ or error.__context__
+    return error is not None

@@ -265,3 +265,18 @@ async def test_what_does_not_answer_is_told_as_such(tmp_path: Path) -> None:
     with pytest.raises(ErrDaemonUnavailable):
         await check_durability(redis)
     await redis.aclose(close_connection_pool=True)
+
+
+# Passwords.
+
+
+async def test_a_wrong_password_is_told_from_a_server_that_is_not_there(redis_url: str) -> None:
+    stranger = connect(f"{redis_url}?username=nobody&password=wrong-secret")
+    try:
+        with pytest.raises(ErrDaemonUnavailable, match="does not let us in") as caught:
+            await ping(stranger)
+    finally:
+        await stranger.aclose(close_connection_pool=True)
+
+    assert "wrong-secret" not in str(caught.value)
+    assert caught.value.retry_safety == "not_started"
