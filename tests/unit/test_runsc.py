@@ -52,13 +52,6 @@ async def test_delete_is_forced(runsc: Runsc, argv: Argv) -> None:
     assert argv("delete") == [*flags(runsc), "delete", "--force", ID]
 
 
-async def test_list_asks_for_ids_alone(runsc: Runsc, argv: Argv, script: Script) -> None:
-    script("list", "printf 'one\\ntwo\\n'")
-
-    assert await runsc.list_ids(within_s=SOON_S) == ["one", "two"]
-    assert argv("list") == [*flags(runsc), "list", "--quiet"]
-
-
 async def test_run_writes_its_own_messages_to_files_and_never_to_the_jobs_stderr(
     runsc: Runsc, argv: Argv, tmp_path: Path
 ) -> None:
@@ -196,10 +189,10 @@ async def test_any_other_failure_is_told_with_its_words(runsc: Runsc, script: Sc
 
 
 async def test_a_call_that_a_signal_ends_says_which(runsc: Runsc, script: Script) -> None:
-    script("list", "kill -9 $$")
+    script("kill", "kill -9 $$")
 
     with pytest.raises(RunscError) as raised:
-        await runsc.list_ids(within_s=SOON_S)
+        await runsc.kill(Kill(id=ID), within_s=SOON_S)
 
     assert raised.value.status == -9
 

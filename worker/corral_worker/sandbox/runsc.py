@@ -20,7 +20,7 @@ from corral_worker.sandbox.runsc_errors import (
     classify,
 )
 from corral_worker.sandbox.state import StateFile
-from corral_worker.sandbox.verbs import Delete, Kill, ListIds, Logs, Run, Verb, Version
+from corral_worker.sandbox.verbs import Delete, Kill, Logs, Run, Verb, Version
 
 Platform = Literal["systrap", "ptrace", "kvm"]
 
@@ -96,14 +96,6 @@ class Runsc:
             await self._call(options, within_s=within_s)
         except RunscNotFoundError:
             return
-
-    async def list_ids(self, *, within_s: float) -> list[str]:
-        """Return the ids of all sandboxes under this root.
-
-        Raises:
-            RunscError: runsc could not tell.
-        """
-        return (await self._call(ListIds(), within_s=within_s)).split()
 
     async def version(self, *, within_s: float) -> str:
         """Return the version as runsc prints it.

@@ -44,13 +44,6 @@ class Delete(msgspec.Struct, frozen=True, kw_only=True):
         return ["delete", "--force", self.id]
 
 
-class ListIds(msgspec.Struct, frozen=True, kw_only=True):
-    """``list --quiet``: the ids of all sandboxes."""
-
-    def args(self) -> list[str]:
-        return ["list", "--quiet"]
-
-
 class Version(msgspec.Struct, frozen=True, kw_only=True):
     """``--version``."""
 

@@ -3,7 +3,7 @@
 -- ARGV  1 ms to keep a result   2 entries of a results stream   3 most bytes inline there
 --       then seven for each attempt: tenant, id, token, what, and
 --         final  data of the result, outcome, '' or why the job goes to the dead letters
---         back   '' or the ms to wait, '1' if its start is not to count, ''
+--         back   '', '1' if its start is not to count, ''
 -- Returns one number for each: 1 done, 0 the lease is lost and nothing was written,
 --   2 not handed back, for it was cancelled: commit that.
 
@@ -28,7 +28,8 @@ local function bury(id, tenant, why, state)
   end
 end
 
-local function hand_back(tenant, id, state, wait, forgive)
+-- The job gets its place in the queue back.
+local function hand_back(tenant, id, state, forgive)
   local key = K.state .. id
   if forgive == '1' and state[4] and state[4] == state[6] then
     call('HINCRBY', key, 'starts', -1)
@@ -36,9 +37,7 @@ local function hand_back(tenant, id, state, wait, forgive)
   call('DEL', K.in_progress .. id)
   call('ZREM', K.run .. tenant, id)
   call('HDEL', key, 'token', 'claimed', 'charged', 'started')
-  -- It keeps its place unless it is to wait.
-  local due = wait == '' and tonumber(state[5] or now) or now + tonumber(wait)
-  call('ZADD', K.queue .. tenant, int(due), id)
+  call('ZADD', K.queue .. tenant, int(tonumber(state[5] or now)), id)
 end
 
 for at = 4, #ARGV, 7 do
@@ -59,7 +58,7 @@ for at = 4, #ARGV, 7 do
       answer = 2
     else
       settle(tenant, state[1], state[2])
-      hand_back(tenant, id, state, ARGV[at + 4], ARGV[at + 5])
+      hand_back(tenant, id, state, ARGV[at + 5])
     end
     touched[tenant] = touched[tenant] or answer == 1
   end
