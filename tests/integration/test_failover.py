@@ -214,7 +214,7 @@ async def _worker(url: str) -> AsyncIterator[str]:
     ) as process:
         try:
             assert process.stdout is not None
-            name = await anyio.to_thread.run_sync(process.stdout.readline)
+            name = await anyio.to_thread.run_sync(process.stdout.readline, abandon_on_cancel=True)
             yield name.decode().strip()
             assert process.poll() is None
         finally:

@@ -66,7 +66,7 @@ class RunningWorker:
     async def stopped(self) -> int:
         self.process.send_signal(signal.SIGTERM)
         with anyio.fail_after(30):
-            return await anyio.to_thread.run_sync(self.process.wait)
+            return await anyio.to_thread.run_sync(self.process.wait, abandon_on_cancel=True)
 
 
 @pytest.fixture
