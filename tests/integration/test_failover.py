@@ -130,6 +130,9 @@ class Fleet:
         clients = await self.at(port).client_list()
         return sum(each["name"] == "corral" for each in clients)
 
+    async def is_left_alone(self, port: int) -> bool:
+        return await self.corral_connections(port) == 0
+
     async def replicated(self) -> None:
         """Return once the replica has what was written so far."""
         first = self.at(self.first_port)
@@ -276,7 +279,7 @@ async def test_nobody_stays_with_a_primary_that_stepped_down(fleet: Fleet) -> No
             after = await _submit(client, Job(argv=("true",), attempts=3))
             assert (await _result(after)).ok
             await _listens(fleet, worker, fleet.other_port)
-            assert await fleet.corral_connections(fleet.first_port) == 0
+            await _until(lambda: fleet.is_left_alone(fleet.first_port))
             assert await waiting.cancel(timeout=20)
         assert (await waiting.result()).outcome is Outcome.CANCELLED
 

@@ -211,12 +211,11 @@ async def test_a_sandbox_does_not_outlive_a_worker_that_is_killed(
 
     worker.kill()
     await worker.wait()
-    killed = time.monotonic()
 
-    assert await anyio.to_thread.run_sync(wait_until_empty, sandbox, 2)
-    while mentions(str(own_directory)):
-        assert time.monotonic() - killed < 2
-        await anyio.sleep(0.01)
+    assert await anyio.to_thread.run_sync(wait_until_empty, sandbox, 20)
+    with anyio.fail_after(20):
+        while mentions(str(own_directory)):
+            await anyio.sleep(0.01)
     # None that was on its way into the cgroup comes after all.
     await anyio.sleep(0.3)
     assert sandbox.processes() == set()

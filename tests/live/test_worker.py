@@ -178,9 +178,16 @@ async def pool(redis_url: str) -> AsyncIterator[ArqRedis]:
 
 
 async def _running(job: SubmittedJob) -> None:
-    with anyio.fail_after(20):
+    with anyio.fail_after(30):
         while await job.status() is not JobStatus.RUNNING:
             await anyio.sleep(0.02)
+
+
+async def _started(environ: Mapping[str, str], count: int = 1) -> None:
+    """Return once so many programs have started."""
+    with anyio.fail_after(30):
+        while len(_programs(Path(environ["CORRAL_STATE_DIR"]))) < count:
+            await anyio.sleep(0.01)
 
 
 async def test_a_clients_job_comes_back_with_all_that_is_known(
@@ -329,9 +336,7 @@ async def test_after_the_grace_a_started_job_is_lost_unless_it_allows_another_at
     async with running_worker({**environ, "CORRAL_DRAIN_GRACE_S": "0"}) as worker:
         once = await client.submit(SLEEPER)
         twice = await client.submit(msgspec.structs.replace(SLEEPER, attempts=2))
-        await _running(once)
-        await _running(twice)
-        await anyio.sleep(1)  # the programs themselves are to have started
+        await _started(environ, 2)
 
         assert await worker.stopped() == 0
     with pytest.raises(ErrWorkerLost) as caught:
@@ -359,14 +364,12 @@ async def test_a_worker_that_is_killed_takes_its_sandboxes_along(
     environ: dict[str, str], client: Client, state_dir: Path
 ) -> None:
     async with _cgroups_removed(environ), started_worker(environ) as worker:
-        await _running(await client.submit(SLEEPER))
-        with anyio.fail_after(20):
-            while not _programs(state_dir):
-                await anyio.sleep(0.01)
+        await client.submit(SLEEPER)
+        await _started(environ)
         held = {pid for cgroup in _cgroups(environ) for pid in pids_below(cgroup)}
 
         worker.process.kill()
-        with anyio.fail_after(2):
+        with anyio.fail_after(20):
             while _mentions(str(state_dir)) or any(map(pids_below, _cgroups(environ))):
                 await anyio.sleep(0.01)
 
@@ -466,8 +469,7 @@ async def test_cancel_issues_kill_and_then_delete_and_runsc_gets_no_environment(
     async with running_worker(environ):
         (seen / "verbs").write_text("")
         job = await client.submit(SLEEPER)
-        await _running(job)
-        await anyio.sleep(1)  # the program itself is to have started
+        await _started(environ)
         assert await job.cancel(timeout=30)
 
     assert (seen / "verbs").read_text().split() == ["run", "kill", "delete"]
