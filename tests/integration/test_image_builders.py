@@ -15,8 +15,10 @@ from pathlib import Path
 
 import anyio
 import pytest
+from click.testing import CliRunner
 
 from corral.errors import ErrInvalidJob
+from corral_worker.cli.images import images
 from corral_worker.images.apt import HostApt
 from corral_worker.images.builder import ImageBuilder, default_recipes
 from corral_worker.images.errors import ImageBuildError
@@ -282,3 +284,21 @@ async def test_missing_tools_name_their_packages(
         await builder.build(DebianPackages(packages=()))
     with pytest.raises(ImageBuildError, match="install the Debian package skopeo"):
         await builder.build(OciImage(reference=str(layout)))
+
+
+def test_an_image_that_is_there_is_not_built_again_unless_it_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CORRAL_IMAGE_DIR", str(tmp_path / "images"))
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    build = ("build", "mine", "--directory", str(tree))
+
+    def outputs(*arguments: str) -> str:
+        invoked = CliRunner().invoke(images, arguments)
+        assert invoked.exit_code == 0, invoked.output
+        return invoked.output
+
+    assert "sha256:" in outputs(*build, "--missing")
+    assert outputs(*build, "--missing") == ""
+    assert "sha256:" in outputs(*build)

@@ -32,6 +32,7 @@ class _Sources(TypedDict):
     suite: str | None
     directory: Path | None
     oci: str | None
+    missing: bool
 
 
 _DIGEST_SHOWN = len("sha256:") + 12
@@ -69,6 +70,7 @@ def images(ctx: click.Context, *, config: Path | None) -> None:
     help="Copy of a directory of this host.",
 )
 @click.option("--oci", metavar="REFERENCE", help="OCI image, such as alpine:3.20, or a layout.")
+@click.option("--missing", is_flag=True, help="Do nothing if the host has an image of that name.")
 @click.pass_obj
 def build(config: Path | None, /, **options: Unpack[_Sources]) -> None:
     """Build the image NAME, and let NAME mean it from now on.
@@ -78,7 +80,10 @@ def build(config: Path | None, /, **options: Unpack[_Sources]) -> None:
     """
     name = options["name"]
     recipe = _recipe(name, options)
-    builder = ImageBuilder(_store(config))
+    store = _store(config)
+    if options["missing"] and any(image.name == name for image in _finish(store.list)):
+        return
+    builder = ImageBuilder(store)
     click.echo(f"building {name} from {recipe.source} ...", err=True)
     image = _finish(partial(builder.build, recipe, name=name))
     click.echo(f"{name}  {image.digest}  {size_text(image.size_bytes)}")
