@@ -86,7 +86,7 @@ class Termination(msgspec.Struct, frozen=True, kw_only=True):
     cause: Outcome
     requested_by: Literal["limit", "caller", "worker"]
     steps: tuple[KillStep, ...]
-    """The rungs of the ladder that were needed, in order."""
+    """What was done, in the order in which it was begun."""
     verified_dead: bool
     """Whether the sandbox's cgroup was seen empty."""
     latency_s: float

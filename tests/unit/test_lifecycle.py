@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -37,22 +36,31 @@ JOB = Job(argv=("true",))
 LIMITS = EffectiveLimits(wall_s=60)
 ROOTFS = Path("/images/rootfs.erofs")
 SOON_S = 20.0
-RUNS_FOR_EVER = "echo $$ >$root/fake/pid; state running; echo begun; exec sleep 1000"
+RUNS_FOR_EVER = "echo $$ >$root/fake/pid; echo begun; state running; exec sleep 1000"
+PROGRAM = "sleep 1000 & echo $! >$root/fake/pid;"
+"""A process beside that of runsc, as a sandbox is one."""
+HANGS = "while :; do sleep 1000; done"
 KILLS = "kill -9 $(cat $root/fake/pid)"
 
 
 class Cgroup:
-    """One that holds nothing, and does what a test tells it to."""
+    """One that holds the fake's program, and does what a test tells it to."""
 
     runsc_path = "/corral/one"
 
-    def __init__(self) -> None:
+    def __init__(self, pid: Path) -> None:
+        self._pid = pid
         self.refuses: CgroupError | None = None
         self.stays: CgroupError | None = None
-        self.on_kill: Callable[[], None] = lambda: None
+        self.on_kill: Callable[[], None] = self.signal
         self.on_counters: Callable[[], None] = lambda: None
         self.cpu_s = 0.0
-        self.pids: set[int] = set()
+        self.others: set[int] = set()
+
+    def signal(self, number: signal.Signals = signal.SIGKILL) -> None:
+        for pid in self.processes() - self.others:
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
 
     def create(self, limits: HostLimits) -> HostLimits:
         if self.refuses:
@@ -64,7 +72,12 @@ class Cgroup:
         return Counters(cpu_s=self.cpu_s, peak_memory_bytes=1, peak_tasks=1, oom_kills=0)
 
     def processes(self) -> set[int]:
-        return self.pids
+        try:
+            pid = int(self._pid.read_text())
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except (FileNotFoundError, ValueError):
+            return self.others
+        return self.others if state == "Z" else self.others | {pid}
 
     def kill(self) -> None:
         self.on_kill()
@@ -88,8 +101,8 @@ class Cgroups(CgroupHost):
 
 
 @pytest.fixture
-def cgroup() -> Cgroup:
-    return Cgroup()
+def cgroup(runsc: Runsc) -> Cgroup:
+    return Cgroup(runsc.root / "fake" / "pid")
 
 
 @pytest.fixture
@@ -107,9 +120,16 @@ def sandboxes(runsc: Runsc, cgroup: Cgroup, runs: Path) -> ColdStart:
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Give everything that never ends little time."""
-    monkeypatch.setattr(ladder, "_RUNSC_WITHIN_S", 0.5)
-    monkeypatch.setattr(ladder, "_RUNG_WITHIN_S", 0.3)
+    for name in ("_KILL_WITHIN_S", "_DELETE_WITHIN_S", "_EMPTY_WITHIN_S"):
+        monkeypatch.setattr(ladder, name, 0.3)
     monkeypatch.setattr(lifecycle, "_REMOVE_WITHIN_S", 0.1)
+
+
+@pytest.fixture
+def _patient(_quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give what does end all the time that a slow machine needs."""
+    for name in ("_KILL_WITHIN_S", "_EMPTY_WITHIN_S", "_LAST_WORDS_WITHIN_S"):
+        monkeypatch.setattr(ladder, name, SOON_S)
 
 
 def left(runsc: Runsc, runs: Path) -> list[str]:
@@ -208,28 +228,30 @@ async def test_a_sandbox_that_was_ready_may_have_begun(
     assert ending.retry_safety == "unknown"
 
 
-async def test_a_kill_that_works_is_the_only_rung(
+@pytest.mark.usefixtures("_patient")
+async def test_a_running_sandbox_is_killed_by_runsc_and_by_its_cgroup_at_once(
     sandboxes: ColdStart, runsc: Runsc, runs: Path, verbs: Verbs, script: Script
 ) -> None:
     script("run", RUNS_FOR_EVER)
-    script("kill", KILLS)
 
-    report = await stopped(sandboxes, runsc)
+    with capture_logs() as logs:
+        report = await stopped(sandboxes, runsc)
 
     assert report.ending == Ending(outcome=Outcome.CANCELLED, signal=9)
     assert report.stdout.data == b"begun\n"
     assert report.termination is not None
-    assert report.termination.steps == ("runsc_kill", "runsc_delete")
+    assert report.termination.steps == ("runsc_kill", "cgroup_kill", "runsc_delete")
     assert report.termination.requested_by == "caller"
     assert report.termination.verified_dead
     assert verbs() == ["run", "kill", "delete"]
     assert left(runsc, runs) == []
+    assert logs == []
 
 
 @pytest.mark.parametrize(
     "kill",
     [
-        "while :; do sleep 1000; done",
+        HANGS,
         "exit 0",
         "echo 'container does not exist' >&2; exit 128",
         "echo 'cannot kill container in state created' >&2; exit 1",
@@ -237,17 +259,78 @@ async def test_a_kill_that_works_is_the_only_rung(
     ],
     ids=["hangs", "does nothing", "knows nothing", "refuses", "crashes"],
 )
-async def test_a_kill_that_does_not_work_is_followed_by_the_next_rung(
+async def test_a_runsc_that_cannot_kill_changes_nothing(
     sandboxes: ColdStart, runsc: Runsc, runs: Path, script: Script, kill: str
 ) -> None:
     script("run", f"trap '' TERM INT HUP; {RUNS_FOR_EVER}")
     script("kill", kill)
-    began = time.monotonic()
+
+    with capture_logs() as logs:
+        report = await stopped(sandboxes, runsc)
+
+    assert report.ending == Ending(outcome=Outcome.CANCELLED, signal=9)
+    assert report.stdout.data == b"begun\n"
+    assert report.termination is not None
+    assert report.termination.steps == ("runsc_kill", "cgroup_kill", "runsc_delete")
+    assert report.termination.verified_dead
+    assert left(runsc, runs) == []
+    assert len(logs) == (kill == HANGS)
+
+
+async def test_a_kill_that_hangs_is_told_and_does_not_delay_the_death(
+    sandboxes: ColdStart, runsc: Runsc, script: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ladder, "_KILL_WITHIN_S", 3.0)
+    script("run", RUNS_FOR_EVER)
+    script("kill", HANGS)
+
+    with capture_logs() as logs:
+        report = await stopped(sandboxes, runsc)
+
+    assert report.termination is not None
+    assert report.termination.latency_s < 3.0 < report.teardown_s + report.termination.latency_s
+    assert [(entry["event"], entry["log_level"]) for entry in logs] == [
+        ("sandbox.rung_failed", "warning")
+    ]
+    assert "kill" in logs[0]["detail"]
+
+
+@pytest.mark.usefixtures("_patient")
+@pytest.mark.parametrize("refusal", [None, PermissionError("not in this namespace")])
+async def test_where_the_cgroup_cannot_be_killed_runsc_is_enough(
+    sandboxes: ColdStart,
+    runsc: Runsc,
+    cgroup: Cgroup,
+    script: Script,
+    refusal: PermissionError | None,
+) -> None:
+    script("run", RUNS_FOR_EVER)
+    script("kill", KILLS)
+
+    def kill() -> None:
+        if refusal:
+            raise refusal
+
+    cgroup.on_kill = kill
 
     report = await stopped(sandboxes, runsc)
 
     assert report.ending == Ending(outcome=Outcome.CANCELLED, signal=9)
-    assert report.stdout.data == b"begun\n"
+    assert report.termination is not None
+    assert report.termination.steps == ("runsc_kill", "cgroup_kill", "runsc_delete")
+    assert report.termination.verified_dead
+
+
+async def test_where_neither_can_kill_the_process_is_killed(
+    sandboxes: ColdStart, runsc: Runsc, runs: Path, cgroup: Cgroup, script: Script
+) -> None:
+    script("run", RUNS_FOR_EVER)
+    script("kill", "exit 1")
+    cgroup.on_kill = lambda: None
+
+    report = await stopped(sandboxes, runsc)
+
+    assert report.ending == Ending(outcome=Outcome.CANCELLED, signal=9)
     assert report.termination is not None
     assert report.termination.steps == (
         "runsc_kill",
@@ -255,41 +338,27 @@ async def test_a_kill_that_does_not_work_is_followed_by_the_next_rung(
         "process_kill",
         "runsc_delete",
     )
-    assert time.monotonic() - began < SOON_S
+    assert report.termination.verified_dead
     assert left(runsc, runs) == []
 
 
-async def test_the_second_rung_may_be_enough(
-    sandboxes: ColdStart, runsc: Runsc, cgroup: Cgroup, script: Script
+async def test_a_runsc_that_outlives_its_sandbox_is_killed_and_does_not_delay_the_death(
+    sandboxes: ColdStart, runsc: Runsc, runs: Path, script: Script
 ) -> None:
-    script("run", RUNS_FOR_EVER)
-
-    def kill() -> None:
-        with suppress(ProcessLookupError):
-            os.kill(int((runsc.root / "fake" / "pid").read_text()), signal.SIGKILL)
-
-    cgroup.on_kill = kill
-
-    report = await stopped(sandboxes, runsc)
-
-    assert report.termination is not None
-    assert report.termination.steps == ("runsc_kill", "cgroup_kill", "runsc_delete")
-
-
-async def test_a_rung_that_breaks_is_followed_by_the_next(
-    sandboxes: ColdStart, runsc: Runsc, runs: Path, cgroup: Cgroup, script: Script
-) -> None:
-    script("run", RUNS_FOR_EVER)
-
-    def refuse() -> None:
-        raise PermissionError("not in this namespace")
-
-    cgroup.on_kill = refuse
+    script("run", f"{PROGRAM} state running; trap '' TERM; while :; do sleep 1; done")
 
     report = await stopped(sandboxes, runsc)
 
     assert report.ending == Ending(outcome=Outcome.CANCELLED, signal=9)
-    assert report.leftovers == ("not in this namespace",)
+    assert report.termination is not None
+    assert report.termination.steps == (
+        "runsc_kill",
+        "cgroup_kill",
+        "process_kill",
+        "runsc_delete",
+    )
+    assert report.termination.verified_dead
+    assert report.teardown_s > ladder._LAST_WORDS_WITHIN_S
     assert left(runsc, runs) == []
 
 
@@ -312,12 +381,14 @@ async def test_a_sandbox_that_was_not_seen_dead_is_not_certified_so(
 ) -> None:
     script("run", RUNS_FOR_EVER)
     script("kill", KILLS)
-    cgroup.pids = {1}
+    cgroup.others = {1}
 
-    report = await stopped(sandboxes, runsc)
+    with capture_logs() as logs:
+        report = await stopped(sandboxes, runsc)
 
     assert report.termination is not None
     assert not report.termination.verified_dead
+    assert [entry["event"] for entry in logs] == ["sandbox.not_seen_dead"]
 
 
 async def test_a_limit_of_processor_time_is_watched(
@@ -334,12 +405,16 @@ async def test_a_limit_of_processor_time_is_watched(
     assert report.termination.requested_by == "limit"
 
 
+@pytest.mark.usefixtures("_patient")
 async def test_a_program_that_was_faster_than_its_killer_ended_by_itself(
-    sandboxes: ColdStart, runsc: Runsc, script: Script
+    sandboxes: ColdStart, runsc: Runsc, cgroup: Cgroup, script: Script
 ) -> None:
-    script("run", f"{RUNS_FOR_EVER.partition('exec')[0]} read line <$root/fake/fifo; note 768")
-    script("kill", "echo >$root/fake/fifo")
-    os.mkfifo(runsc.root / "fake" / "fifo")
+    script(
+        "run",
+        "trap 'note 768; exit 3' USR1; echo $$ >$root/fake/pid; state running;"
+        " while :; do sleep 0.01; done",
+    )
+    cgroup.on_kill = lambda: cgroup.signal(signal.SIGUSR1)
 
     report = await stopped(sandboxes, runsc)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from typing import Literal
 
 import anyio
@@ -14,19 +14,24 @@ from corral import CorralError, EffectiveLimits, Termination
 from corral.result import KillStep
 from corral_worker.process.child import ChildProcess
 from corral_worker.process.output import BoundedOutput
-from corral_worker.sandbox.cgroup import wait_until_empty
+from corral_worker.sandbox.cgroup import SandboxCgroup, wait_until_empty
 from corral_worker.sandbox.outcome import OUTCOME_OF_KILL, Ending, KillCause
 from corral_worker.sandbox.place import Place
 from corral_worker.sandbox.runsc import Runsc
-from corral_worker.sandbox.runsc_errors import RunscError
+from corral_worker.sandbox.runsc_errors import RunscError, RunscTimeoutError
 from corral_worker.sandbox.state import StateFile
 from corral_worker.sandbox.stop import Stop
 from corral_worker.sandbox.verbs import Delete, Kill
 
-_RUNSC_WITHIN_S = 3.0
-"""Seconds that one call of ``runsc kill`` or ``delete`` may take."""
-_RUNG_WITHIN_S = 1.0
-"""Seconds that one rung has to take effect."""
+_KILL_WITHIN_S = 1.0
+"""Seconds that ``runsc kill`` may take; it is not waited for until the sandbox is dead."""
+_DELETE_WITHIN_S = 3.0
+_EMPTY_WITHIN_S = 1.0
+"""Seconds until the cgroup is to be empty."""
+_KILL_AGAIN_S = 0.01
+_LAST_WORDS_WITHIN_S = 0.5
+"""Seconds that ``runsc run`` has to note the end of its sandbox; it needs up to 0.1."""
+_REAP_WITHIN_S = 1.0
 
 _REQUESTED_BY: Mapping[KillCause, Literal["caller", "worker"]] = {
     "cancelled": "caller",
@@ -63,6 +68,11 @@ class Life:
 class Ladder:
     """Ends sandboxes.
 
+    A running one is killed in two independent ways at the same time: by runsc, as
+    one asks a container to end, and by its cgroup, which needs no runsc that works.
+    It is dead when the cgroup is empty. All else, such as the last words of
+    ``runsc run``, which looks only every 100 ms, is cleaning up behind it.
+
     Args:
         runsc: the runtime that runs them.
     """
@@ -72,71 +82,112 @@ class Ladder:
         self._log = structlog.get_logger()
 
     async def end(self, place: Place, child: ChildProcess, life: Life, stop: Stop) -> None:
-        """Climb the ladder until the sandbox is dead. A sandbox that has ended needs none of it."""
-        if life.ended is None:
-            stop.request("shutdown")
-            life.killed = stop.cause
-            starting = not life.look()
-            await self._climb(place, child, life)
-            # A runsc that was killed has written its last word.
-            life.look()
-            await (self._kill_orphan if starting else self._delete)(place, life)
-        elif self._runsc.leftovers(place.id):
-            await self._delete(place, life)
-        if life.steps:
-            with anyio.move_on_after(_RUNG_WITHIN_S):
-                if await anyio.to_thread.run_sync(wait_until_empty, place.cgroup, _RUNG_WITHIN_S):
-                    life.dead_at = time.monotonic()
+        """Climb the ladder until the sandbox is dead. A sandbox that has ended needs none of it.
 
-    async def _climb(self, place: Place, child: ChildProcess, life: Life) -> None:
-        """Try one rung after the other; a rung that fails is not waited for."""
-
-        async def runsc_kill() -> None:
-            await self._runsc.kill(Kill(id=place.id), within_s=_RUNSC_WITHIN_S)
-
-        async def cgroup_kill() -> None:
-            await anyio.to_thread.run_sync(place.cgroup.kill)
-
-        async def process_kill() -> None:
-            child.kill_group()
-
-        # While a sandbox is being created runsc cannot kill it (google/gvisor#14533):
-        # the one that creates it goes first, so that no program is started any more.
-        rungs: tuple[tuple[KillStep, Callable[[], Awaitable[None]]], ...] = (
-            *((("runsc_kill", runsc_kill),) if life.running else (("process_kill", process_kill),)),
-            ("cgroup_kill", cgroup_kill),
-            ("process_kill", process_kill),
-        )
-        for step, rung in rungs:
-            life.steps.append(step)
-            try:
-                await rung()
-            except (RunscError, OSError) as error:
-                self._log.warning("sandbox.rung_failed", sandbox=place.id, detail=str(error))
-                continue
-            with anyio.move_on_after(_RUNG_WITHIN_S):
-                life.status = await child.wait()
-                life.ended = time.monotonic()
-                return
-
-    async def _kill_orphan(self, place: Place, life: Life) -> None:
-        """Kill the sandbox whose runsc was killed while it started.
-
-        ``runsc delete`` would wait until PID 1 has reaped it: for seconds where PID 1
-        is slow, in vain where it reaps nothing. All that it cleans goes with the place.
+        Takes a few seconds at most, even if no rung has any effect.
         """
+        if life.ended is not None:
+            if self._runsc.leftovers(place.id):
+                await self._delete(place, life)
+            return
+        stop.request("shutdown")
+        life.killed = stop.cause
+        if life.look():
+            await self._end_running(place, child, life)
+        else:
+            await self._end_starting(place, child, life)
+        if life.dead_at is None:
+            await self._kill_cgroup(place, life)
+        if life.dead_at is None:
+            self._log.error("sandbox.not_seen_dead", sandbox=place.id, steps=life.steps)
+
+    async def _end_running(self, place: Place, child: ChildProcess, life: Life) -> None:
+        refusals: list[RunscError] = []
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._kill, place, refusals)
+            life.steps += ["runsc_kill", "cgroup_kill"]
+            await self._kill_cgroup(place, life)
+            await _wait(child, life, within_s=_LAST_WORDS_WITHIN_S)
+            if life.ended is None:
+                await _kill_process(child, life)
+        for error in refusals:
+            # Usually it is that the sandbox is dead already.
+            if life.dead_at is None or isinstance(error, RunscTimeoutError):
+                self._rung_failed(place, error)
+        await self._delete(place, life)
+
+    async def _end_starting(self, place: Place, child: ChildProcess, life: Life) -> None:
+        """End a sandbox that is being created: runsc cannot kill it (google/gvisor#14533).
+
+        The process that creates it goes first, so that no program is started any more.
+        ``runsc delete`` would wait until PID 1 has reaped the orphan: for seconds where
+        PID 1 is slow, in vain where it reaps nothing. All that it cleans goes with the place.
+        """
+        await _kill_process(child, life)
+        # A runsc that was killed has written its last word.
+        life.look()
         life.steps.append("cgroup_kill")
+        await self._kill_cgroup(place, life)
+
+    async def _kill(self, place: Place, refusals: list[RunscError]) -> None:
         try:
-            await anyio.to_thread.run_sync(place.cgroup.kill)
+            await self._runsc.kill(Kill(id=place.id), within_s=_KILL_WITHIN_S)
+        except RunscError as error:
+            refusals.append(error)
+
+    async def _kill_cgroup(self, place: Place, life: Life) -> None:
+        try:
+            empty = await anyio.to_thread.run_sync(_kill_until_empty, place.cgroup)
         except OSError as error:
-            self._log.warning("sandbox.rung_failed", sandbox=place.id, detail=str(error))
+            self._rung_failed(place, error)
+            return
+        if empty:
+            life.dead_at = time.monotonic()
 
     async def _delete(self, place: Place, life: Life) -> None:
         life.steps.append("runsc_delete")
         try:
-            await self._runsc.delete(Delete(id=place.id), within_s=_RUNSC_WITHIN_S)
+            await self._runsc.delete(Delete(id=place.id), within_s=_DELETE_WITHIN_S)
         except RunscError as error:
-            self._log.warning("sandbox.delete_failed", sandbox=place.id, detail=error.detail)
+            self._rung_failed(place, error)
+
+    def _rung_failed(self, place: Place, error: RunscError | OSError) -> None:
+        self._log.warning("sandbox.rung_failed", sandbox=place.id, detail=str(error))
+
+
+async def _kill_process(child: ChildProcess, life: Life) -> None:
+    life.steps.append("process_kill")
+    child.kill_group()
+    await _wait(child, life, within_s=_REAP_WITHIN_S)
+
+
+async def _wait(child: ChildProcess, life: Life, *, within_s: float) -> None:
+    with anyio.move_on_after(within_s):
+        life.status = await child.wait()
+        # The program cannot outlive its sandbox.
+        life.ended = life.dead_at or time.monotonic()
+
+
+def _kill_until_empty(cgroup: SandboxCgroup) -> bool:
+    """Kill again and again: what is being forked can escape one signal.
+
+    Return whether the cgroup is empty, whoever emptied it.
+
+    Raises:
+        OSError: it is not, and this process may not kill what is in it.
+    """
+    deadline = time.monotonic() + _EMPTY_WITHIN_S
+    refused: OSError | None = None
+    while time.monotonic() < deadline:
+        try:
+            cgroup.kill()
+        except OSError as error:
+            refused = error
+        if wait_until_empty(cgroup, _KILL_AGAIN_S):
+            return True
+    if refused:
+        raise refused
+    return False
 
 
 def certificate(ending: Ending | CorralError, stop: Stop, life: Life) -> Termination | None:
