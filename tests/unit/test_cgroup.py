@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -305,6 +306,24 @@ def test_a_process_of_another_pid_namespace_is_never_taken_for_ourselves(
     cgroup.signal_all([0, 7])
 
     assert killed == [(7, signal.SIGKILL)]
+
+
+def test_a_parent_is_killed_before_its_children_however_they_are_numbered(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    killed: list[int] = []
+    with subprocess.Popen(
+        ["sh", "-c", "sleep 1000 & echo $!; wait"], stdout=subprocess.PIPE
+    ) as parent:
+        assert parent.stdout is not None
+        child = int(parent.stdout.readline())
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "kill", lambda pid, number: killed.append(pid))
+            cgroup.signal_all([child, parent.pid])
+            cgroup.signal_all([parent.pid, child])
+        cgroup.signal_all([child, parent.pid])
+
+    assert killed == [parent.pid, child] * 2
 
 
 def test_a_cgroup_that_is_not_empty_is_not_removed(tmp_path: Path) -> None:
