@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import anyio
+import hypothesis
 import pytest
 import redis
 from arq.connections import ArqRedis
@@ -22,6 +23,10 @@ from corral.connection import connect
 
 _TEST_WITHIN_S = 90.0
 """Below pytest's own timeout, which takes the whole process with it, fixtures and all."""
+
+# How long an example takes is the machine's affair: a test that hangs has pytest's own timeout.
+hypothesis.settings.register_profile("corral", deadline=None)
+hypothesis.settings.load_profile("corral")
 
 
 @pytest.fixture(scope="session")

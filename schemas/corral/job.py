@@ -50,9 +50,16 @@ class Limits(
     pids: Annotated[int, Meta(ge=0, le=100_000)] | None = None
     """Processes of the job at one time."""
     disk_bytes: Annotated[int, Meta(ge=0, le=2**40)] | None = None
-    """Size of each writable directory; they live in memory and count there too."""
+    """Files of all writable directories together; one directory alone is full at that size.
+
+    They live in memory and count there too.
+    """
+    file_bytes: Annotated[int, Meta(ge=0, le=2**40)] | None = None
+    """Size of one file (RLIMIT_FSIZE)."""
     output_bytes: Annotated[int, Meta(ge=0, le=64 * 1024 * 1024)] | None = None
     """Bytes kept of each output stream; the rest is counted, not kept."""
+    output_kill_bytes: Annotated[int, Meta(ge=0, le=2**40)] | None = None
+    """Bytes of both output streams together until it is killed."""
     open_files: Annotated[int, Meta(ge=0, le=65_535)] | None = None
     """Open file descriptors of one process (RLIMIT_NOFILE)."""
 

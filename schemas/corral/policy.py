@@ -37,7 +37,9 @@ _CEILINGS = LimitSet(
     memory_bytes=2 * 1024**3,
     pids=1024,
     disk_bytes=1024**3,
+    file_bytes=1024**3,
     output_bytes=16 * 1024**2,
+    output_kill_bytes=1024**4,
     open_files=65_535,
 )
 

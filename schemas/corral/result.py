@@ -26,9 +26,12 @@ class Outcome(enum.StrEnum):
     PIDS_EXCEEDED = "pids_exceeded"
     """It hit its limit of processes and did not survive that."""
     OUTPUT_EXCEEDED = "output_exceeded"
-    """Killed: it wrote more than an output limit that kills."""
+    """Killed: it wrote more output than the limit that kills, ``output_kill_bytes``."""
     DISK_EXCEEDED = "disk_exceeded"
-    """It filled its writable directories and did not survive that."""
+    """Killed: its writable directories together held more than ``disk_bytes``.
+
+    One directory alone that is full is the program's own ``ENOSPC``.
+    """
     CANCELLED = "cancelled"
     """A caller asked for its end."""
     EXPIRED = "expired"
@@ -44,7 +47,9 @@ class EffectiveLimits(msgspec.Struct, frozen=True, kw_only=True):
     memory_bytes: int = 512 * 1024 * 1024
     pids: int = 128
     disk_bytes: int = 100 * 1024 * 1024
+    file_bytes: int = 1024**3
     output_bytes: int = 1024 * 1024
+    output_kill_bytes: int = 1024**4
     open_files: int = 1024
 
 
@@ -53,7 +58,7 @@ class HostLimits(msgspec.Struct, frozen=True, kw_only=True):
 
     memory_bytes: int
     swap_bytes: int | None
-    """None where the kernel does not account for swap."""
+    """None on a host without swap whose kernel would not limit it."""
     cpus: float
     tasks: int
     """Limit of host threads: the job's processes and gVisor's own."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -215,6 +216,133 @@ async def test_a_writable_directory_is_full_at_its_limit(
     assert report.ending == DONE
     assert report.stdout.data == f"{2 * MIB}\n".encode()
     assert report.stderr.data.endswith(b"No space left on device\n")
+
+
+FILLS_AND_GOES_ON = """
+import time
+for place in ("/workspace", "/tmp", "/var/tmp", "/home", "/dev/shm"):
+    try:
+        with open(f"{place}/file", "wb", 0) as file:
+            while file.write(bytes(1 << 20)): pass
+    except OSError as error:
+        print(place, error.strerror, flush=True)
+        time.sleep(GOES_ON_AFTER)
+time.sleep(1000)
+"""
+
+
+async def test_what_all_writable_directories_hold_together_is_limited(
+    sandboxes: ColdStart, python_rootfs: Path
+) -> None:
+    limits = EffectiveLimits(wall_s=60, memory_bytes=512 * MIB, disk_bytes=48 * MIB)
+    script = FILLS_AND_GOES_ON.replace("GOES_ON_AFTER", "0")
+
+    report = await sandboxes.run(python(script), limits, python_rootfs, Stop())
+
+    assert report.ending == Ending(outcome=Outcome.DISK_EXCEEDED, signal=9)
+    assert report.stdout.data.startswith(b"/workspace No space left on device\n")
+    assert report.termination is not None
+    assert report.termination.requested_by == "limit"
+    assert report.termination.verified_dead
+
+
+async def test_a_program_may_fill_one_directory_and_note_that_in_another(
+    sandboxes: ColdStart, python_rootfs: Path
+) -> None:
+    limits = EffectiveLimits(wall_s=60, memory_bytes=512 * MIB, disk_bytes=48 * MIB)
+    script = """
+import time
+try:
+    with open("/tmp/file", "wb", 0) as file:
+        while file.write(bytes(1 << 20)): pass
+except OSError as error:
+    print(error.strerror, file=open("/workspace/log", "w"))
+time.sleep(1)
+print(open("/workspace/log").read())
+"""
+
+    report = await sandboxes.run(python(script), limits, python_rootfs, Stop())
+
+    assert report.ending == DONE
+    assert report.stdout.data == b"No space left on device\n\n"
+
+
+async def test_memory_that_is_no_file_is_not_counted_as_disk(
+    sandboxes: ColdStart, python_rootfs: Path
+) -> None:
+    limits = EffectiveLimits(wall_s=60, memory_bytes=512 * MIB, disk_bytes=16 * MIB)
+    script = "import time; x = b'x' * (100 << 20); time.sleep(1); print(len(x) >> 20)"
+
+    report = await sandboxes.run(python(script), limits, python_rootfs, Stop())
+
+    assert (report.ending, report.stdout.data) == (DONE, b"100\n")
+    assert report.counters.peak_memory_bytes > 100 * MIB
+
+
+async def test_a_flood_of_empty_files_is_bounded_by_memory(
+    sandboxes: ColdStart, python_rootfs: Path
+) -> None:
+    limits = EffectiveLimits(wall_s=80, cpus=2, memory_bytes=32 * MIB)
+    script = "print('begun', flush=True)\nn = 0\nwhile 1: open(f'/tmp/{n}', 'w').close(); n += 1"
+
+    report = await sandboxes.run(python(script), limits, python_rootfs, Stop())
+
+    assert isinstance(report.ending, Ending)
+    assert report.ending.outcome == Outcome.OUT_OF_MEMORY
+    assert report.stdout.data == b"begun\n"
+
+
+async def test_one_file_is_limited(sandboxes: ColdStart, python_rootfs: Path) -> None:
+    limits = EffectiveLimits(wall_s=40, file_bytes=MIB)
+    script = """
+import os, resource, sys
+print(resource.getrlimit(resource.RLIMIT_FSIZE))
+with open("/tmp/file", "wb", 0) as file:
+    for ways in (lambda: file.write(bytes(700 << 10)), lambda: file.truncate(2 << 20)):
+        try:
+            while True: ways()
+        except OSError as error:
+            print(error.strerror, os.path.getsize("/tmp/file"))
+sys.stdout.flush()
+sys.stdout.buffer.write(bytes(2 << 20))
+"""
+
+    report = await sandboxes.run(python(script), limits, python_rootfs, Stop())
+
+    assert report.ending == DONE
+    said = f"({MIB}, {MIB})\n" + 2 * f"File too large {MIB}\n"
+    assert report.stdout.data.startswith(said.encode())
+    # A pipe is no file.
+    assert report.stdout.total == len(said) + 2 * MIB
+
+
+async def test_a_program_that_does_not_expect_a_limit_of_one_file_dies_of_its_signal(
+    sandboxes: ColdStart, rootfs: Path
+) -> None:
+    limits = EffectiveLimits(wall_s=40, file_bytes=MIB)
+    job = Job(argv=("dd", "if=/dev/zero", "of=/tmp/file", "bs=700k", "count=2"))
+
+    report = await sandboxes.run(job, limits, rootfs, Stop())
+
+    assert report.ending == Ending(outcome=Outcome.SIGNALLED, signal=signal.SIGXFSZ)
+
+
+@pytest.mark.parametrize("redirect", ["", ">&2"], ids=["stdout", "stderr"])
+async def test_a_flood_of_output_is_killed_at_the_limit_that_kills(
+    sandboxes: ColdStart, rootfs: Path, redirect: str
+) -> None:
+    limits = EffectiveLimits(wall_s=60, output_bytes=1000, output_kill_bytes=2 * MIB)
+
+    report = await sandboxes.run(
+        shell(f"echo begun; cat /dev/zero {redirect}"), limits, rootfs, Stop()
+    )
+
+    assert report.ending == Ending(outcome=Outcome.OUTPUT_EXCEEDED, signal=9)
+    assert report.stdout.data.startswith(b"begun\n")
+    assert report.stdout.total + report.stderr.total > 2 * MIB
+    assert len(report.stdout.data) <= 1000
+    assert report.termination is not None
+    assert report.termination.cause == Outcome.OUTPUT_EXCEEDED
 
 
 async def test_open_files_are_limited(sandboxes: ColdStart, python_rootfs: Path) -> None:

@@ -45,6 +45,7 @@ LIMITS = st.builds(
     memory_bytes=st.integers(2**24, 2**40),
     pids=st.integers(1, 100_000),
     disk_bytes=st.integers(1, 2**40),
+    file_bytes=st.integers(1, 2**40),
     output_bytes=st.integers(1, 2**26),
     open_files=st.integers(16, 65_535),
 )
@@ -210,6 +211,7 @@ def test_the_guest_is_told_the_limits_that_the_host_enforces(limits: EffectiveLi
     assert at(resources, "cpu") == {"quota": int(limits.cpus * 100_000), "period": 100_000}
     assert at(config, "process", "rlimits") == [
         {"type": "RLIMIT_NOFILE", "soft": limits.open_files, "hard": limits.open_files},
+        {"type": "RLIMIT_FSIZE", "soft": limits.file_bytes, "hard": limits.file_bytes},
         {"type": "RLIMIT_CORE", "soft": 0, "hard": 0},
     ]
     assert host_tasks(limits) > limits.pids

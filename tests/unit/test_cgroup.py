@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ from msgspec.structs import replace
 
 from corral import HostLimits
 from corral_worker.sandbox import cgroup
-from corral_worker.sandbox.cgroup import CgroupError, Counters
+from corral_worker.sandbox.cgroup import CgroupError, Counters, SandboxCgroup
 from corral_worker.sandbox.cgroup_host import CgroupHost
 from corral_worker.sandbox.cgroup_v1 import CgroupV1
 from corral_worker.sandbox.cgroup_v2 import CgroupV2
@@ -33,6 +35,15 @@ V2 = """\
 22 1 0:20 / /proc rw,nosuid - proc proc rw
 34 24 0:30 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw,nsdelegate
 """
+
+
+@pytest.fixture(autouse=True)
+def swaps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The host's swap areas: none, if the test makes none."""
+    file = tmp_path / "swaps"
+    file.write_text("Filename\tType\tSize\tUsed\tPriority\n")
+    monkeypatch.setattr(cgroup, "SWAPS", file)
+    return file
 
 
 def host_v1(parent: str = "/corral") -> CgroupHost:
@@ -232,6 +243,58 @@ def test_in_version_1_a_limit_that_does_not_hold_is_refused(
         CgroupV1(hierarchies, "/corral/one").create(LIMITS)
 
 
+def v1(tmp_path: Path) -> CgroupV1:
+    return CgroupV1(
+        {name: tmp_path / name for name in ("memory", "pids", "cpu", "cpuacct")}, "/corral/one"
+    )
+
+
+@pytest.mark.parametrize("version", [v1, v2], ids=["version 1", "version 2"])
+def test_swap_that_would_not_be_limited_refuses_the_sandbox(
+    tmp_path: Path, swaps: Path, version: Callable[[Path], SandboxCgroup]
+) -> None:
+    with swaps.open("a") as file:
+        file.write("/dev/sda2\tpartition\t1000\t0\t-2\n")
+
+    with pytest.raises(CgroupError, match=r"1 swap area\(s\) are in use: .* swapoff -a"):
+        version(tmp_path).create(LIMITS)
+
+
+@pytest.mark.parametrize("missing", ["memory.max", "pids.max", "cpu.max", "cgroup.subtree_control"])
+def test_a_controller_that_the_kernel_lacks_refuses_the_sandbox(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: str
+) -> None:
+    lacking(monkeypatch, missing)
+
+    with pytest.raises(CgroupError, match=rf"{missing} does not take .* controller enabled"):
+        v2(tmp_path).create(LIMITS)
+
+
+@pytest.mark.parametrize(
+    "missing",
+    ["memory.limit_in_bytes", "pids.max", "cpu.cfs_period_us", "cpu.cfs_quota_us"],
+)
+def test_in_version_1_a_limit_that_the_kernel_lacks_refuses_the_sandbox(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: str
+) -> None:
+    lacking(monkeypatch, missing)
+
+    with pytest.raises(CgroupError, match=rf"{missing} does not take .* controller enabled"):
+        v1(tmp_path).create(LIMITS)
+
+
+def lacking(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Make it a kernel without that control file: nobody can make one in cgroupfs."""
+    real = Path.write_text
+
+    def write_text(self: Path, data: str) -> int:
+        if self.name == name:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self))
+        return real(self, data)
+
+    monkeypatch.setattr(Path, "write_text", write_text)
+
+
 def test_a_limit_of_swap_that_does_not_hold_is_refused() -> None:
     with pytest.raises(CgroupError, match="swap_bytes was set to 0 but reads back as 4096"):
         cgroup.check_held(LIMITS, replace(LIMITS, swap_bytes=4096))
@@ -256,11 +319,14 @@ def test_in_version_2_counters_are_read_from_the_cgroup_that_stays(tmp_path: Pat
     (own / "cpu.stat").write_text("usage_usec 1500000\nuser_usec 1\n")
     (own / "memory.peak").write_text("12345\n")
     (own / "memory.events").write_text("low 0\noom 3\noom_kill 2\noom_group_kill 1\n")
+    (own / "memory.current").write_text("4096\n")
     (own / "pids.peak").write_text("17\n")
 
     counters = v2(tmp_path).counters()
 
-    assert counters == Counters(cpu_s=1.5, peak_memory_bytes=12345, peak_tasks=17, oom_kills=2)
+    assert counters == Counters(
+        cpu_s=1.5, peak_memory_bytes=12345, peak_tasks=17, oom_kills=2, memory_bytes=4096
+    )
 
 
 def test_counters_the_kernel_does_not_keep_are_not_made_up(tmp_path: Path) -> None:

@@ -342,12 +342,12 @@ LIMITS = Policy().limits(Limits(wall_s=1, memory_bytes=64 * 2**20))
         (
             Result(outcome=Outcome.OUTPUT_EXCEEDED, duration_s=1, limits=LIMITS),
             121,
-            "output_exceeded: killed after 1.0 s (limit: 1 MiB)",
+            "output_exceeded: killed after 1.0 s (limit: 1024 GiB)",
         ),
         (
             Result(outcome=Outcome.DISK_EXCEEDED, duration_s=1, limits=LIMITS),
             122,
-            "disk_exceeded: ended after 1.0 s (limit: 100 MiB)",
+            "disk_exceeded: killed after 1.0 s (limit: 100 MiB)",
         ),
         (
             Result(outcome=Outcome.CANCELLED, duration_s=1, started_at=STARTED),

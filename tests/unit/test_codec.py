@@ -47,7 +47,7 @@ from corral.codec import (
 )
 from corral.policy import HOST_OWNED_FIELDS
 
-MANY = settings(deadline=None, max_examples=60)
+MANY = settings(max_examples=60)
 WIRE = Path(__file__).parent.parent / "wire" / "v1"
 HUNDRED_MEGABYTES = 100_000_000
 
@@ -64,7 +64,9 @@ FULL_JOB = Job(
         memory_bytes=268435456,
         pids=32,
         disk_bytes=1048576,
+        file_bytes=524288,
         output_bytes=65536,
+        output_kill_bytes=8388608,
         open_files=256,
     ),
     network="sandbox",

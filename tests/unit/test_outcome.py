@@ -4,7 +4,7 @@ import os
 from typing import get_args
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
@@ -95,6 +95,16 @@ def ending(outcome: Outcome, exit_code: int | None = None, signal: int | None = 
             replace(RAN, kill="output_exceeded", status=137),
             ending(Outcome.OUTPUT_EXCEEDED, signal=9),
             id="9: killed for its output",
+        ),
+        pytest.param(
+            replace(RAN, kill="disk_exceeded", wait_status=SIGKILL),
+            ending(Outcome.DISK_EXCEEDED, signal=9),
+            id="9: killed for its files",
+        ),
+        pytest.param(
+            replace(FULL, kill="disk_exceeded", status=137),
+            ending(Outcome.DISK_EXCEEDED, signal=9),
+            id="9 before 10, for files are in memory",
         ),
         pytest.param(
             replace(FULL, kill="cancelled", wait_status=SIGKILL, panic=PANIC),
@@ -256,6 +266,12 @@ def test_what_is_known_decides_how_a_program_ended(evidence: Evidence, expected:
             ErrSandboxCreationFailed,
             "started",
             id="9: it started when the budget for that was used up",
+        ),
+        pytest.param(
+            replace(RAN, kill="unenforceable", wait_status=SIGKILL),
+            ErrSandboxExecutionFailed,
+            "started",
+            id="9: a limit could not be watched",
         ),
         pytest.param(
             replace(RAN, oom_kills=1, status=137),
@@ -447,3 +463,27 @@ def test_nobody_is_out_of_memory_without_a_kill_for_memory(evidence: Evidence) -
     decided = decide(replace(evidence, oom_kills=0))
 
     assert not isinstance(decided, Ending) or decided.outcome is not Outcome.OUT_OF_MEMORY
+
+
+@given(EVIDENCE)
+def test_nothing_but_our_own_kill_is_a_limit_exceeded_that_only_we_watch(
+    evidence: Evidence,
+) -> None:
+    decided = decide(replace(evidence, kill=None))
+
+    assert not isinstance(decided, Ending) or decided.outcome not in OUTCOME_OF_KILL.values()
+
+
+def test_every_outcome_but_expired_is_some_evidences() -> None:
+    # A job expires before there is a sandbox to have evidence of.
+    found: set[Outcome] = set()
+
+    @settings(max_examples=2000, database=None)
+    @given(EVIDENCE)
+    def collect(evidence: Evidence) -> None:
+        decided = decide(evidence)
+        if isinstance(decided, Ending):
+            found.add(decided.outcome)
+
+    collect()
+    assert found == set(Outcome) - {Outcome.EXPIRED}

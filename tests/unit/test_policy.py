@@ -219,7 +219,7 @@ def test_a_shown_value_is_short() -> None:
 
 # What holds for any job and any policy.
 
-MANY = settings(deadline=None, max_examples=60)
+MANY = settings(max_examples=60)
 WORDS = st.text(max_size=8)
 NUMBERS = {
     "wall_s": st.floats(0, 604_800),

@@ -37,7 +37,7 @@ _LIMITS = MappingProxyType(
         Outcome.CPU_TIMEOUT: "cpu_time_s",
         Outcome.OUT_OF_MEMORY: "memory_bytes",
         Outcome.PIDS_EXCEEDED: "pids",
-        Outcome.OUTPUT_EXCEEDED: "output_bytes",
+        Outcome.OUTPUT_EXCEEDED: "output_kill_bytes",
         Outcome.DISK_EXCEEDED: "disk_bytes",
     }
 )
@@ -121,7 +121,7 @@ def _how(result: Result) -> str:
             return "before it started"
         case Outcome.SIGNALLED:
             return f"ended by {_signal_name(result.signal)} {after}"
-        case Outcome.EXITED | Outcome.PIDS_EXCEEDED | Outcome.DISK_EXCEEDED:
+        case Outcome.EXITED | Outcome.PIDS_EXCEEDED:
             return f"ended {after}{_limit(result)}"
         case _:
             return f"killed {after}{_limit(result)}"

@@ -65,6 +65,7 @@ def oci_config(spec: SandboxSpec) -> dict[str, object]:
                 {"type": kind, "soft": value, "hard": value}
                 for kind, value in (
                     ("RLIMIT_NOFILE", limits.open_files),
+                    ("RLIMIT_FSIZE", limits.file_bytes),
                     ("RLIMIT_CORE", 0),
                 )
             ],

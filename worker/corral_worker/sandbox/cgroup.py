@@ -20,6 +20,9 @@ import msgspec
 
 from corral import HostLimits
 
+SWAPS = Path("/proc/swaps")
+"""The swap areas in use: a line each, below a heading."""
+
 _KILL_PAUSE_S = 0.002
 _MAKE_ATTEMPTS = 5
 
@@ -32,6 +35,8 @@ class Counters(msgspec.Struct, frozen=True, kw_only=True):
     peak_tasks: int | None
     """None where the kernel does not keep it (before Linux 6.1)."""
     oom_kills: int
+    memory_bytes: int = 0
+    """What it has now; never less than what it really uses."""
 
 
 class CgroupError(Exception):
@@ -184,6 +189,21 @@ def write(file: Path, value: str) -> None:
             f"{file} does not take {value!r}: {error.strerror}. Is the controller enabled for"
             " corral's cgroup?"
         ) from error
+
+
+def check_no_swap() -> None:
+    """Return if the host has no swap.
+
+    Raises:
+        CgroupError: it has, and its kernel, asked by the caller, keeps no
+            account of it: memory would be limited, what is swapped out not.
+    """
+    areas = read(SWAPS).splitlines()[1:]
+    if areas:
+        raise CgroupError(
+            f"this kernel does not limit swap by cgroup, and {len(areas)} swap area(s) are in"
+            " use: boot with swapaccount=1, or run swapoff -a"
+        )
 
 
 def check_held(wanted: HostLimits, held: HostLimits) -> HostLimits:

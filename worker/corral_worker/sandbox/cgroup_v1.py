@@ -11,6 +11,7 @@ from corral import HostLimits
 from corral_worker.sandbox.cgroup import (
     Counters,
     check_held,
+    check_no_swap,
     make,
     pids_below,
     read_field,
@@ -61,6 +62,8 @@ class CgroupV1:
         if swap.exists():
             # This one counts memory and swap together: equal means no swap.
             write(swap, str(limits.memory_bytes))
+        else:
+            check_no_swap()
         write(self._pids / "pids.max", str(limits.tasks))
         write(self._cpu / "cpu.cfs_period_us", str(_PERIOD_US))
         write(self._cpu / "cpu.cfs_quota_us", str(int(limits.cpus * _PERIOD_US)))
@@ -83,6 +86,7 @@ class CgroupV1:
             peak_memory_bytes=read_number(self._memory / "memory.max_usage_in_bytes"),
             peak_tasks=read_number(peak) if peak.exists() else None,
             oom_kills=read_field(self._memory / "memory.oom_control", "oom_kill"),
+            memory_bytes=read_number(self._memory / "memory.usage_in_bytes"),
         )
 
     def processes(self) -> set[int]:

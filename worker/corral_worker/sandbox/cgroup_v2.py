@@ -10,6 +10,7 @@ from corral import HostLimits
 from corral_worker.sandbox.cgroup import (
     Counters,
     check_held,
+    check_no_swap,
     make,
     pids_below,
     read,
@@ -53,6 +54,8 @@ class CgroupV2:
         swap = directory / "memory.swap.max"
         if swap.exists():
             write(swap, "0")
+        else:
+            check_no_swap()
         group = directory / "memory.oom.group"
         if group.exists():
             # A sandbox that lost one process to the kernel is no use to anyone.
@@ -80,6 +83,7 @@ class CgroupV2:
             peak_memory_bytes=read_number(directory / "memory.peak"),
             peak_tasks=read_number(peak) if peak.exists() else None,
             oom_kills=read_field(directory / "memory.events", "oom_kill"),
+            memory_bytes=read_number(directory / "memory.current"),
         )
 
     def processes(self) -> set[int]:

@@ -27,6 +27,8 @@ from corral_worker.process.output import BoundedOutput, Captured, Pipe, drain, s
 from corral_worker.sandbox.bundle import host_tasks
 from corral_worker.sandbox.cgroup import CgroupError, Counters
 from corral_worker.sandbox.cgroup_host import CgroupHost
+from corral_worker.sandbox.disk import DiskWatch
+from corral_worker.sandbox.flood import OutputMeter
 from corral_worker.sandbox.ladder import Ladder, Life, certificate
 from corral_worker.sandbox.outcome import Ending, Evidence, decide
 from corral_worker.sandbox.place import Place
@@ -188,8 +190,9 @@ class ColdStart:
                     if pipe:
                         pipe.close(pipe.theirs)
                 async with anyio.create_task_group() as drains:
-                    drains.start_soon(drain, stdout.ours, life.stdout.feed)
-                    drains.start_soon(drain, stderr.ours, life.stderr.feed)
+                    meter = OutputMeter(limits.output_kill_bytes, stop)
+                    drains.start_soon(drain, stdout.ours, meter.before(life.stdout.feed))
+                    drains.start_soon(drain, stderr.ours, meter.before(life.stderr.feed))
                     try:
                         async with anyio.create_task_group() as watchers:
                             if stdin:
@@ -213,6 +216,12 @@ class ColdStart:
             return
         async with anyio.create_task_group() as watchers:
             watchers.start_soon(_watch_cpu, place, limits, stop)
+            disk = DiskWatch(
+                most=limits.disk_bytes,
+                counters=place.counters,
+                socket=self._runsc.control_socket(place.id),
+            )
+            watchers.start_soon(disk.watch, stop)
             await anyio.sleep(limits.wall_s)
             stop.request("wall_timeout")
             watchers.cancel_scope.cancel()

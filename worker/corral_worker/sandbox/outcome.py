@@ -22,7 +22,14 @@ from corral import (
 from corral.errors import RetrySafety
 
 KillCause = Literal[
-    "wall_timeout", "cpu_timeout", "output_exceeded", "cancelled", "start_timeout", "shutdown"
+    "wall_timeout",
+    "cpu_timeout",
+    "output_exceeded",
+    "disk_exceeded",
+    "cancelled",
+    "start_timeout",
+    "shutdown",
+    "unenforceable",
 ]
 """Why corral itself ended a sandbox."""
 
@@ -31,6 +38,7 @@ OUTCOME_OF_KILL: Mapping[KillCause, Outcome] = MappingProxyType(
         "wall_timeout": Outcome.WALL_TIMEOUT,
         "cpu_timeout": Outcome.CPU_TIMEOUT,
         "output_exceeded": Outcome.OUTPUT_EXCEEDED,
+        "disk_exceeded": Outcome.DISK_EXCEEDED,
         "cancelled": Outcome.CANCELLED,
     }
 )
@@ -181,6 +189,12 @@ def _killed(cause: KillCause) -> Ending | CorralError:
         return ErrSandboxCreationFailed(
             "the program started when the budget for starting the sandbox was used up: the host"
             " is overloaded",
+            retry_safety="started",
+        )
+    if cause == "unenforceable":
+        return ErrSandboxExecutionFailed(
+            "the program was killed, for its limit of disk could not be watched on this host: the"
+            " worker's log says why",
             retry_safety="started",
         )
     if outcome is None:

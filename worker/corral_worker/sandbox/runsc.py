@@ -19,7 +19,7 @@ from corral_worker.sandbox.runsc_errors import (
     RunscTimeoutError,
     classify,
 )
-from corral_worker.sandbox.state import StateFile
+from corral_worker.sandbox.state import StateFile, check_sandbox_id
 from corral_worker.sandbox.verbs import Delete, Kill, Logs, Run, Verb, Version
 
 Platform = Literal["systrap", "ptrace", "kvm"]
@@ -113,6 +113,10 @@ class Runsc:
     def state(self, sandbox_id: str) -> StateFile:
         """Return a sandbox's state file, whether it is there yet or not."""
         return StateFile(self.root, sandbox_id)
+
+    def control_socket(self, sandbox_id: str) -> Path:
+        """Return the socket over which a running sandbox answers."""
+        return self.root / f"runsc-{check_sandbox_id(sandbox_id)}.sock"
 
     def leftovers(self, sandbox_id: str) -> list[Path]:
         """Return the files that runsc still keeps of a sandbox."""

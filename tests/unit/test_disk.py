@@ -1,0 +1,180 @@
+"""What a sandbox's files take together: asked of its sentry, and the end of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+
+import anyio
+import anyio.abc
+import pytest
+
+from corral_worker.sandbox import disk
+from corral_worker.sandbox.cgroup import Counters
+from corral_worker.sandbox.disk import SLACK_BYTES, DiskWatch
+from corral_worker.sandbox.sentry import SentryError, file_bytes
+from corral_worker.sandbox.stop import Stop
+
+MIB = 1024**2
+SOON_S = 20.0
+
+
+def usage(tmpfs: int) -> bytes:
+    result = {"Unknown": 0, "Anonymous": 7 * MIB, "Tmpfs": tmpfs, "Total": 7 * MIB + tmpfs}
+    return json.dumps({"success": True, "err": "", "result": result}).encode()
+
+
+class Sentry:
+    """One that says what it is told to, in two pieces."""
+
+    def __init__(self) -> None:
+        self.answer = usage(0)
+        self.asked: list[object] = []
+
+    @asynccontextmanager
+    async def listening(self, socket: Path) -> AsyncIterator[None]:
+        async with (
+            await anyio.create_unix_listener(socket) as listener,
+            anyio.create_task_group() as tasks,
+        ):
+            tasks.start_soon(listener.serve, self._serve)
+            yield
+            tasks.cancel_scope.cancel()
+
+    async def _serve(self, stream: anyio.abc.SocketStream) -> None:
+        async with stream:
+            self.asked.append(json.loads(await stream.receive()))
+            half = len(self.answer) // 2
+            with suppress(anyio.BrokenResourceError):
+                await stream.send(self.answer[:half])
+                await stream.send(self.answer[half:])
+
+
+@pytest.fixture
+def socket(tmp_path: Path) -> Path:
+    return tmp_path / "s"
+
+
+async def test_a_sentry_says_what_its_files_take(socket: Path) -> None:
+    sentry = Sentry()
+    sentry.answer = usage(123456)
+
+    async with sentry.listening(socket):
+        assert await file_bytes(socket, within_s=SOON_S) == 123456
+
+    assert sentry.asked == [{"method": "Usage.Collect", "arg": {"Full": True}}]
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (b'{"success": false, "err": "unknown method", "result": null}', "unknown method"),
+        (b'{"success": true, "err": "", "result": {"Total": 1}}', "missing required field"),
+        (b'{"success": true, "err": "", "result": {"Tmpfs": "1"}}', "Expected `int`"),
+        (b'{"success": true, "err": "", "result": null}', "no result"),
+        (b" " * 100_000, "more than 65536 bytes"),
+    ],
+)
+async def test_an_answer_of_another_kind_is_told_from_none(
+    socket: Path, answer: bytes, words: str
+) -> None:
+    sentry = Sentry()
+    sentry.answer = answer
+
+    async with sentry.listening(socket):
+        with pytest.raises(SentryError, match=words):
+            await file_bytes(socket, within_s=SOON_S)
+
+
+async def test_nobody_there_is_no_answer(socket: Path) -> None:
+    assert await file_bytes(socket, within_s=SOON_S) is None
+
+
+async def test_a_sentry_that_hangs_up_or_hangs_is_no_answer(socket: Path) -> None:
+    sentry = Sentry()
+    sentry.answer = b""
+    async with sentry.listening(socket):
+        assert await file_bytes(socket, within_s=SOON_S) is None
+
+    async with await anyio.create_unix_listener(socket.with_name("hangs")):
+        assert await file_bytes(socket.with_name("hangs"), within_s=0.05) is None
+
+
+class Sandbox:
+    """One with so much memory, of which so much is files; it tells when somebody looked."""
+
+    def __init__(self, memory_bytes: int) -> None:
+        self.memory_bytes = memory_bytes
+        self.looks = 0
+
+    def counters(self) -> Counters:
+        self.looks += 1
+        return Counters(
+            cpu_s=0,
+            peak_memory_bytes=0,
+            peak_tasks=None,
+            oom_kills=0,
+            memory_bytes=self.memory_bytes,
+        )
+
+
+@pytest.fixture(autouse=True)
+def _often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(disk, "_LOOK_S", 0.001)
+
+
+def watch_of(sandbox: Sandbox, socket: Path) -> DiskWatch:
+    return DiskWatch(most=10 * MIB, counters=sandbox.counters, socket=socket)
+
+
+async def test_too_many_files_are_the_end(socket: Path) -> None:
+    sentry, stop = Sentry(), Stop()
+    sentry.answer = usage(10 * MIB + SLACK_BYTES + 1)
+
+    async with sentry.listening(socket):
+        with anyio.fail_after(SOON_S):
+            await watch_of(Sandbox(50 * MIB), socket).watch(stop)
+
+    assert stop.cause == "disk_exceeded"
+
+
+async def test_a_full_directory_and_a_last_note_in_another_are_not_the_end(socket: Path) -> None:
+    sentry, stop = Sentry(), Stop()
+    sentry.answer = usage(10 * MIB + SLACK_BYTES)
+
+    async with sentry.listening(socket), anyio.create_task_group() as tasks:
+        tasks.start_soon(watch_of(Sandbox(50 * MIB), socket).watch, stop)
+        with anyio.fail_after(SOON_S):
+            while len(sentry.asked) < 3:
+                await anyio.sleep(0.001)
+        tasks.cancel_scope.cancel()
+
+    assert stop.cause is None
+
+
+async def test_nobody_is_asked_as_long_as_there_is_less_memory_than_files_may_take(
+    socket: Path,
+) -> None:
+    sentry, stop, sandbox = Sentry(), Stop(), Sandbox(10 * MIB)
+
+    async with sentry.listening(socket), anyio.create_task_group() as tasks:
+        tasks.start_soon(watch_of(sandbox, socket).watch, stop)
+        with anyio.fail_after(SOON_S):
+            while sandbox.looks < 5:
+                await anyio.sleep(0.001)
+        tasks.cancel_scope.cancel()
+
+    assert (sentry.asked, stop.cause) == ([], None)
+
+
+async def test_a_sandbox_whose_files_cannot_be_counted_is_ended_as_our_fault(socket: Path) -> None:
+    sentry, stop = Sentry(), Stop()
+    sentry.answer = b'{"success": false, "err": "rpc: cannot find method", "result": null}'
+
+    async with sentry.listening(socket):
+        with anyio.fail_after(SOON_S):
+            await watch_of(Sandbox(50 * MIB), socket).watch(stop)
+
+    assert stop.cause == "unenforceable"
