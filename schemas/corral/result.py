@@ -136,6 +136,13 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     """Seconds from the program's start to its end."""
     usage: Usage | None = None
     phases: Phases = Phases()
+    timing_unreliable: bool = False
+    """Whether the host was so busy that the times say more of it than of the job.
+
+    Others were in the way of the job for a good part of the time: tasks waited
+    while no processor was idle, the hypervisor took processors away, or memory
+    was short. The job's own limit of processors does not count.
+    """
     limits: EffectiveLimits | None = None
     """The limits that held."""
     host_limits: HostLimits | None = None

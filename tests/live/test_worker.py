@@ -25,6 +25,7 @@ from arq.connections import ArqRedis, RedisSettings
 
 from corral import (
     Client,
+    ErrGVisorNotAvailable,
     ErrImageNotFound,
     ErrInvalidJob,
     ErrProgramNotFound,
@@ -40,6 +41,7 @@ from corral import (
     keys,
 )
 from corral_worker.sandbox.cgroup import pids_below, remove_below, signal_all
+from corral_worker.sandbox.runsc import find
 from corral_worker.settings import Secret, Settings
 
 pytestmark = pytest.mark.live
@@ -398,6 +400,92 @@ async def test_a_host_without_images_is_told_how_to_make_them(
     assert "Traceback" not in done.stderr
     assert "This host can run jobs" not in done.stdout
     assert _left_behind(environ) == []
+
+
+@pytest.fixture
+def small_disk(state_dir: Path) -> Iterator[Path]:
+    """A file system of the test's own, to be filled."""
+    disk = state_dir / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", disk], check=True)
+    yield disk
+    left = list(disk.glob("w-*"))
+    subprocess.run(["umount", disk], check=True)
+    assert left == []
+
+
+async def test_a_worker_takes_no_job_while_its_disk_is_full_and_goes_on_by_itself(
+    environ: dict[str, str], client: Client, state_dir: Path, small_disk: Path
+) -> None:
+    config = state_dir / "worker.toml"
+    config.write_text("[admission]\ndisk_bytes = 16777216\n")
+    own = {**environ, "CORRAL_STATE_DIR": str(small_disk), "CORRAL_CONFIG": str(config)}
+    async with started_worker(own) as worker:
+        assert (await (await client.submit(HELLO)).result(timeout=30)).ok
+        (small_disk / "full").write_bytes(bytes(56 * 1024**2))
+        with anyio.fail_after(30):
+            await worker.logged("worker.unready")
+        waiting = await client.submit(HELLO)
+        with pytest.raises(TimeoutError):
+            await waiting.result(timeout=1.5)
+        assert await waiting.status() is JobStatus.QUEUED
+
+        (small_disk / "full").unlink()
+        assert (await waiting.result(timeout=30)).ok
+
+        unready = next(e for e in worker.events() if e["event"] == "worker.unready")
+        assert unready["short_of"] == ["disk"]
+        assert any(e["event"] == "worker.ready_again" for e in worker.events())
+        assert await worker.stopped() == 0
+
+
+async def test_a_worker_whose_runsc_is_replaced_takes_no_more_jobs_but_ends_as_it_should(
+    environ: dict[str, str], client: Client, state_dir: Path
+) -> None:
+    binary = state_dir / "runsc"
+    shutil.copy(find(None), binary)
+    async with running_worker({**environ, "CORRAL_RUNSC_PATH": str(binary)}) as worker:
+        assert (await (await client.submit(HELLO)).result(timeout=30)).ok
+        shutil.copy(binary, state_dir / "new")
+        (state_dir / "new").rename(binary)
+
+        job = await client.submit(HELLO)
+        with anyio.fail_after(30):
+            await worker.logged("worker.unready")
+
+        # Whichever was first: it waits for another worker, or it may be submitted again.
+        if await job.status() is JobStatus.FINISHED:
+            with pytest.raises(ErrGVisorNotAvailable) as caught:
+                await job.result(timeout=1)
+            assert caught.value.retryable
+        other = await client.submit(HELLO)
+        with pytest.raises(TimeoutError):
+            await other.result(timeout=1.5)
+        assert worker.process.poll() is None
+
+
+@pytest.mark.skipif(
+    not Path("/proc/pressure/cpu").exists(), reason="this kernel keeps no count of pressure"
+)
+async def test_times_of_a_job_on_a_host_that_is_too_busy_are_marked(
+    client: Client, worker: RunningWorker
+) -> None:
+    others = [
+        subprocess.Popen([sys.executable, "-c", "while True: pass"])  # noqa: ASYNC220
+        for _ in range(2 * (os.cpu_count() or 1))
+    ]
+    try:
+        job = Job(
+            argv=("sh", "-c", "i=0; while [ $i -lt 200000 ]; do i=$((i+1)); done"), image="base"
+        )
+        result = await (await client.submit(job)).result(timeout=60)
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
+
+    assert result.ok
+    assert result.timing_unreliable
 
 
 async def test_the_log_has_one_line_a_job_and_nothing_of_its_content(

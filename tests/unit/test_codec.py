@@ -93,6 +93,7 @@ FULL_RESULT = Result(
     duration_s=10.5,
     usage=Usage(cpu_s=1.25, peak_memory_bytes=33554432, peak_tasks=12),
     phases=Phases(queued_s=0.25, sandbox_s=0.5, run_s=10.5, teardown_s=0.125),
+    timing_unreliable=True,
     limits=EffectiveLimits(wall_s=10.5),
     host_limits=HostLimits(memory_bytes=268435456, swap_bytes=None, cpus=0.5, tasks=96),
     termination=Termination(

@@ -485,7 +485,7 @@ async def test_a_missing_runsc_is_told_and_nothing_is_left(
     missing = Runsc(binary=tmp_path / "none", root=runs, platform="systrap")
     sandboxes = ColdStart(runsc=missing, cgroups=Cgroups(cgroup), runs=runs, start_timeout_s=1)
 
-    with pytest.raises(ErrGVisorNotAvailable, match="cannot be executed: No such file") as raised:
+    with pytest.raises(ErrGVisorNotAvailable, match="is gone, or was replaced") as raised:
         await sandboxes.run(JOB, LIMITS, ROOTFS, Stop())
 
     assert str(tmp_path) in raised.value.detail

@@ -96,6 +96,7 @@ def test_an_empty_log_book_knows_nothing(place: Place) -> None:
     book = place.log_book()
 
     assert (book.errors, book.panic, book.wait_status, book.run_s) == ((), "", None, 0.0)
+    assert not book.begun
 
 
 def test_the_log_book_tells_what_was_written(place: Place) -> None:
@@ -110,6 +111,7 @@ def test_the_log_book_tells_what_was_written(place: Place) -> None:
     assert book.errors == ("broken",)
     assert book.panic == "panic: \ufffd"
     assert book.wait_status == 768
+    assert book.begun
     assert book.run_s == 2.5
 
 
@@ -167,3 +169,20 @@ def test_what_cannot_be_removed_is_told_and_the_rest_is_removed(
 
     assert place.remove(within_s=0.05) == ["cgroup /corral/one cannot be removed: busy"]
     assert not place.bundle.exists()
+
+
+@pytest.mark.parametrize("status", [0, 9, 768])
+def test_how_a_sentry_ended_is_not_how_its_program_did(place: Place, status: int) -> None:
+    place.make(JOB, LIMITS, Path("/image"))
+    note(place, "network.go:59] Network is disabled", 1)
+    note(
+        place,
+        f'sandbox.go:1248] Wait RPC to container "{place.id}" failed: urpc method'
+        ' "containerManager.Wait" failed: EOF. Will try waiting on the sandbox process instead.',
+        3,
+    )
+    note(place, f"main.go:222] Exiting with status: {status}", 3.5)
+
+    book = place.log_book()
+
+    assert (book.begun, book.wait_status, book.run_s) == (True, None, 2.5)

@@ -278,7 +278,7 @@ def test_a_runsc_that_cannot_be_executed_runs_nothing(tmp_path: Path, mode: int 
         binary.chmod(mode)
     client = Runsc(binary=binary, root=tmp_path, platform="systrap")
 
-    with pytest.raises(OSError, match="No such file"):
+    with pytest.raises(RunscMissingError, match="no executable"):
         client.run(
             Run(id=ID, bundle=tmp_path),
             Logs(directory=tmp_path),

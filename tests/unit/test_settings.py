@@ -11,6 +11,7 @@ import pytest
 
 from corral import Policy, PolicyNarrowing
 from corral_worker import settings as settings_module
+from corral_worker.marks import Marks
 from corral_worker.settings import DELEGATED, Secret, Settings, SettingsError, load
 
 URL = "redis://worker:hunter2@10.0.0.1:6379/0"
@@ -352,3 +353,32 @@ def test_every_setting_is_described() -> None:
         if any(isinstance(note, msgspec.Meta) and note.description for note in get_args(field.type))
     ]
     assert described == list(Settings.__struct_fields__)
+
+
+# What the host must have left
+
+
+def test_a_mark_that_is_set_leaves_the_others_as_they_are(toml: WriteToml) -> None:
+    loaded = load(toml("[admission]\nmemory_bytes = 0\ncpu_pressure = 90.5"), ENVIRON)
+
+    assert loaded.admission == Marks(memory_bytes=0, cpu_pressure=90.5)
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        ("memory_pressure = 101", "admission.memory_pressure: Expected `float` <= 100.0"),
+        ("disk_bytes = -1", "admission.disk_bytes: Expected `int` >= 0"),
+        ("disk_byte = 1", "admission.disk_byte: unknown key; did you mean disk_bytes?"),
+    ],
+)
+def test_a_mark_that_makes_no_sense_is_refused(toml: WriteToml, line: str, complaint: str) -> None:
+    (found,) = problems(toml(f"[admission]\n{line}"), ENVIRON)
+
+    assert complaint.replace("`", "") in found
+
+
+def test_the_marks_are_no_variable_of_the_environment() -> None:
+    (found,) = problems(None, {**ENVIRON, "CORRAL_ADMISSION": "0"})
+
+    assert "is a table: set it in the TOML file" in found

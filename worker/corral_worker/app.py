@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import anyio
@@ -11,12 +11,16 @@ import structlog
 from arq.connections import ArqRedis
 
 from corral.connection import connect, ping
+from corral_worker.admission.decision import Shortage
+from corral_worker.admission.gate import Gate
+from corral_worker.admission.watch import AdmissionWatch
 from corral_worker.executor.executor import Executor, Runtime
 from corral_worker.executor.supervisor import Supervisor
 from corral_worker.host import Host, open_host
 from corral_worker.queue.commits import Keep
 from corral_worker.queue.consumer import Consumer
 from corral_worker.queue.durability import check_durability
+from corral_worker.service_manager import ServiceManager
 from corral_worker.settings import Settings
 
 _DEFAULT_TENANT = "default"
@@ -56,10 +60,14 @@ async def run_worker(settings: Settings) -> None:
 
 
 async def _serve(settings: Settings, *, ready: anyio.Event, stopping: anyio.Event) -> None:
+    gate, manager = Gate(), ServiceManager()
     async with (
         _redis(settings) as redis,
         open_host(settings) as host,
-        Supervisor.open(_executor(settings, host), slots=settings.slots) as supervisor,
+        _admission(settings, host, manager, gate) as admission,
+        Supervisor.open(
+            _executor(settings, host, on_fault=admission.suspect), slots=settings.slots
+        ) as supervisor,
         anyio.create_task_group() as tasks,
     ):
         consumer = Consumer(
@@ -70,6 +78,7 @@ async def _serve(settings: Settings, *, ready: anyio.Event, stopping: anyio.Even
             lease_s=settings.lease_s,
             most_lost=settings.lost_leases,
             keep=Keep(result_s=settings.keep_result_s, stream_entries=settings.stream_entries),
+            gate=gate,
         )
         tasks.start_soon(consumer.run)
         structlog.get_logger().info(
@@ -79,18 +88,44 @@ async def _serve(settings: Settings, *, ready: anyio.Event, stopping: anyio.Even
             runsc=host.runsc_version,
             platform=settings.platform,
         )
+        manager.status(_status(gate.short_of))
+        manager.ready()
         ready.set()
         await stopping.wait()
+        manager.stopping()
         await consumer.drain(settings.drain_grace_s)
         tasks.cancel_scope.cancel()
 
 
-def _executor(settings: Settings, host: Host) -> Executor:
+@asynccontextmanager
+async def _admission(
+    settings: Settings, host: Host, manager: ServiceManager, gate: Gate
+) -> AsyncIterator[AdmissionWatch]:
+    """Yield a watch over the gate that has looked once."""
+    watch = AdmissionWatch(
+        gate,
+        settings.admission,
+        sample=host.sampler.sample,
+        announce=lambda short_of: manager.status(_status(short_of)),
+    )
+    await watch.look()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(watch.run)
+        yield watch
+        tasks.cancel_scope.cancel()
+
+
+def _status(short_of: frozenset[Shortage]) -> str:
+    return f"takes no jobs: short of {', '.join(sorted(short_of))}" if short_of else "takes jobs"
+
+
+def _executor(settings: Settings, host: Host, *, on_fault: Callable[[], None]) -> Executor:
     return Executor(
         policy_of=settings.policy_of,
         images=host.images,
         sandboxes=host.sandboxes,
         runtime=Runtime(runsc_version=host.runsc_version, platform=settings.platform),
+        on_fault=on_fault,
     )
 
 

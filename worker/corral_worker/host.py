@@ -22,6 +22,7 @@ from corral import (
     Fault,
     Job,
 )
+from corral_worker.admission.sampler import HostSampler
 from corral_worker.images.store import ImageStore
 from corral_worker.sandbox.cgroup import CgroupError
 from corral_worker.sandbox.cgroup_host import CgroupHost
@@ -43,6 +44,7 @@ class Host(msgspec.Struct, frozen=True, kw_only=True):
     images: ImageStore
     sandboxes: ColdStart
     runsc_version: str
+    sampler: HostSampler
 
 
 @asynccontextmanager
@@ -67,6 +69,7 @@ async def open_host(settings: Settings) -> AsyncIterator[Host]:
             root=directory / "r",
             platform=settings.platform,
         )
+        runsc.pin()
         version = await runsc.version(within_s=_VERSION_WITHIN_S)
     except RunscError as error:
         raise ErrGVisorNotAvailable(error.detail) from error
@@ -92,7 +95,12 @@ async def open_host(settings: Settings) -> AsyncIterator[Host]:
         runs=directory / "b",
         start_timeout_s=settings.start_timeout_s,
     )
-    host = Host(images=ImageStore(settings.images), sandboxes=sandboxes, runsc_version=version)
+    host = Host(
+        images=ImageStore(settings.images),
+        sandboxes=sandboxes,
+        runsc_version=version,
+        sampler=HostSampler(directory, runsc.is_same),
+    )
     try:
         await _self_test(host)
         yield host

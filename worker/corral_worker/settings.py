@@ -16,6 +16,7 @@ from msgspec import Meta
 
 from corral import Policy, PolicyNarrowing
 from corral_worker import settings_rules
+from corral_worker.marks import Marks
 from corral_worker.secret import Secret
 from corral_worker.settings_draft import Draft, Problem, SettingsError, hint
 from corral_worker.settings_rules import DELEGATED
@@ -46,7 +47,7 @@ _CONFIG = "CORRAL_CONFIG"
 _LIVE = "CORRAL_LIVE"
 """Asks corral's own tests for live ones, as do the ones with the prefix below."""
 _TEST_PREFIX = "CORRAL_TEST_"
-_ONLY_IN_FILE = frozenset({"policy", "tenants"})
+_ONLY_IN_FILE = frozenset({"admission", "policy", "tenants"})
 
 
 class TenantSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -95,6 +96,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         ),
     ] = "/corral"
     policy: Annotated[Policy, Meta(description="What any job may ask for.")] = Policy()
+    admission: Annotated[
+        Marks, Meta(description="What the host must have left for a job to be taken; 0: no matter.")
+    ] = Marks()
     start_timeout_s: Annotated[
         float, Meta(gt=0, le=600, description="Seconds in which one sandbox must have started.")
     ] = 20.0

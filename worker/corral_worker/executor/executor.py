@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import datetime as dt
 import socket
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Protocol
 
+import anyio.to_thread
 import msgspec
 import structlog
 
@@ -26,6 +28,7 @@ from corral import (
     Result,
     Usage,
 )
+from corral_worker.executor.timing import Strain, is_unreliable, read_strain
 from corral_worker.sandbox.lifecycle import Report
 from corral_worker.sandbox.outcome import Ending
 from corral_worker.sandbox.stop import Stop
@@ -92,6 +95,7 @@ class Executor:
         images: where images come from.
         sandboxes: what runs the programs.
         runtime: goes into every result.
+        on_fault: called when a fault of the host or of ours has struck.
     """
 
     def __init__(
@@ -101,11 +105,13 @@ class Executor:
         images: Images,
         sandboxes: Sandboxes,
         runtime: Runtime,
+        on_fault: Callable[[], None] = lambda: None,
     ) -> None:
         self._policy_of = policy_of
         self._images = images
         self._sandboxes = sandboxes
         self._runtime = runtime
+        self._on_fault = on_fault
         self._log = structlog.get_logger()
 
     async def execute(self, attempt: Attempt, stop: Stop) -> Result:
@@ -131,6 +137,7 @@ class Executor:
         try:
             result = await self._execute(attempt, stop)
         except Fault as error:
+            self._on_fault()
             log.error(  # noqa: TRY400 - a fault explains itself; its trace is always the same
                 "job.finished",
                 error=error.code,
@@ -179,6 +186,7 @@ class Executor:
             await attempt.begin()
         if stop.cause == "cancelled":
             return Result(outcome=Outcome.CANCELLED, labels=job.labels)
+        before = await _strain()
         report = await self._sandboxes.run(job, limits, image.rootfs, stop)
         if isinstance(report.ending, CorralError):
             raise report.ending
@@ -188,6 +196,7 @@ class Executor:
             report.ending,
             limits=limits,
             queued_s=queued_s,
+            timing_unreliable=is_unreliable(before, await _strain()),
             started_at=began + dt.timedelta(seconds=report.start_s),
             provenance=Provenance(
                 image_digest=image.digest,
@@ -200,6 +209,10 @@ class Executor:
         )
 
 
+async def _strain() -> Strain | None:
+    return await anyio.to_thread.run_sync(read_strain, time.monotonic())
+
+
 def _result(
     job: Job,
     report: Report,
@@ -207,6 +220,7 @@ def _result(
     *,
     limits: EffectiveLimits,
     queued_s: float,
+    timing_unreliable: bool,
     started_at: dt.datetime,
     provenance: Provenance,
 ) -> Result:
@@ -233,6 +247,7 @@ def _result(
             run_s=report.run_s,
             teardown_s=report.teardown_s,
         ),
+        timing_unreliable=timing_unreliable,
         limits=limits,
         host_limits=report.host_limits,
         termination=report.termination,

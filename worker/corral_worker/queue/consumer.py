@@ -13,6 +13,7 @@ import structlog
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from corral_worker.admission.gate import Gate
 from corral_worker.executor.supervisor import Supervisor
 from corral_worker.queue.claims import Batch, Claims
 from corral_worker.queue.commits import Commits, Keep
@@ -48,6 +49,7 @@ class Consumer:
         most_lost: lost leases after which a job is given up.
         keep: how long and how many results are kept.
         worker: the worker's name, one of a kind.
+        gate: claims wait until it is open.
     """
 
     def __init__(
@@ -61,12 +63,14 @@ class Consumer:
         most_lost: int = 3,
         keep: Keep | None = None,
         worker: str | None = None,
+        gate: Gate | None = None,
     ) -> None:
         keep = keep or Keep()
         self.worker = worker or worker_name()
         self._supervisor = supervisor
         self._tenants = frozenset(tenants)
         self._slots = slots
+        self._gate = gate or Gate()
         # By halves: Redis looks for the second while the first is being started.
         self._at_once = max(1, slots // 2)
         self._claims = Claims(redis, worker=self.worker, lease_s=lease_s, most_lost=most_lost)
@@ -153,6 +157,10 @@ class Consumer:
         free = self._slots - len(self._leases)
         if free <= 0:
             await self._until_freed()
+            return
+        with anyio.CancelScope() as self._waiting:
+            await self._gate.opened()
+        if self._draining:
             return
         most = min(free, self._at_once)
         batch: Batch = await self._claims.take(most)

@@ -6,6 +6,7 @@ one itself before runsc starts: see ``docs/adr/0001-cgroup-made-before-runsc.md`
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import signal
@@ -24,6 +25,8 @@ SWAPS = Path("/proc/swaps")
 """The swap areas in use: a line each, below a heading."""
 
 _KILL_PAUSE_S = 0.002
+# The second one is what an open control file gives.
+_GONE = frozenset({errno.ENOENT, errno.ENODEV})
 _MAKE_ATTEMPTS = 5
 
 
@@ -130,9 +133,13 @@ def _parent(pid: int) -> int:
 
 
 def pids_below(directory: Path) -> set[int]:
-    """Return the pids in a cgroup directory and below; none once it is gone."""
+    """Return the pids in a cgroup directory and below; none once it is gone.
+
+    Raises:
+        OSError: the host cannot say, for example for want of a file descriptor.
+    """
     pids: set[int] = set()
-    for parent, _, files in os.walk(directory):
+    for parent, _, files in os.walk(directory, onerror=_gone_only):
         if "cgroup.procs" in files:
             pids.update(map(int, read(Path(parent) / "cgroup.procs").split()))
     return pids
@@ -144,7 +151,7 @@ def remove_below(directory: Path) -> None:
     Raises:
         CgroupError: one is not empty.
     """
-    for parent, _, _ in os.walk(directory, topdown=False):
+    for parent, _, _ in os.walk(directory, topdown=False, onerror=_gone_only):
         try:
             Path(parent).rmdir()
         except FileNotFoundError:
@@ -154,11 +161,22 @@ def remove_below(directory: Path) -> None:
 
 
 def read(file: Path) -> str:
-    """Return a control file's text; nothing once the cgroup is gone."""
+    """Return a control file's text; nothing once the cgroup is gone.
+
+    Raises:
+        OSError: the host cannot say, for example for want of a file descriptor:
+            a counter that was not read is not zero.
+    """
     try:
         return file.read_text()
-    except OSError:
+    except OSError as error:
+        _gone_only(error)
         return ""
+
+
+def _gone_only(error: OSError) -> None:
+    if error.errno not in _GONE:
+        raise error
 
 
 def read_number(file: Path) -> int:

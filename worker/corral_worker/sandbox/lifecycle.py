@@ -29,10 +29,12 @@ from corral_worker.sandbox.cgroup import CgroupError, Counters
 from corral_worker.sandbox.cgroup_host import CgroupHost
 from corral_worker.sandbox.disk import DiskWatch
 from corral_worker.sandbox.flood import OutputMeter
+from corral_worker.sandbox.host_failure import host_failures
 from corral_worker.sandbox.ladder import Ladder, Life, certificate
 from corral_worker.sandbox.outcome import Ending, Evidence, decide
 from corral_worker.sandbox.place import Place
 from corral_worker.sandbox.runsc import Runsc
+from corral_worker.sandbox.runsc_errors import RunscError
 from corral_worker.sandbox.stop import Stop
 from corral_worker.sandbox.verbs import Run
 
@@ -91,20 +93,23 @@ class ColdStart:
         sandbox is killed and removed, in bounded time, before this raises.
 
         Raises:
-            ErrSandboxCreationFailed: bundle or cgroup could not be made.
-            ErrGVisorNotAvailable: runsc cannot be executed.
+            ErrSandboxCreationFailed: bundle or cgroup could not be made, or the
+                host failed before the program ran.
+            ErrSandboxExecutionFailed: the host failed while it ran.
+            ErrGVisorNotAvailable: runsc is gone, or is another one.
         """
         place = Place(self._runs, self._cgroups)
         life = Life(limits, self._runsc.state(place.id))
         async with self._removed(place) as leftovers:
             host_limits = await self._make(place, job, limits, rootfs)
-            await self._live(place, job, limits, life, stop)
-            book = await anyio.to_thread.run_sync(place.log_book)
-            counters = await anyio.to_thread.run_sync(place.counters)
+            with host_failures(life):
+                await self._live(place, job, limits, life, stop)
+                book = await anyio.to_thread.run_sync(place.log_book)
+                counters = await anyio.to_thread.run_sync(place.counters)
         removed = time.monotonic()
         ended = life.ended or removed
         running = life.running or ended - book.run_s
-        started = life.running is not None or book.wait_status is not None
+        started = life.running is not None or book.begun
         ending = decide(
             Evidence(
                 started=started,
@@ -145,7 +150,7 @@ class ColdStart:
                 leftovers += await anyio.to_thread.run_sync(
                     lambda: place.remove(within_s=_REMOVE_WITHIN_S)
                 )
-                self._runsc.forget(place.id)
+                leftovers += self._runsc.forget(place.id)
             if leftovers:
                 self._log.error("sandbox.leftovers", sandbox=place.id, leftovers=leftovers)
 
@@ -181,10 +186,9 @@ class ColdStart:
                             stderr=stderr.theirs,
                         )
                     )
-                except OSError as error:
+                except RunscError as error:
                     raise ErrGVisorNotAvailable(
-                        f"this host's runsc cannot be executed: {error.strerror}",
-                        detail=str(error),
+                        "the worker's runsc is gone, or was replaced", detail=error.detail
                     ) from error
                 for pipe in (stdin, stdout, stderr):
                     if pipe:

@@ -75,7 +75,8 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
     status: int
     """How the ``runsc`` process ended: exit code, or minus a signal's number."""
     wait_status: int | None = None
-    """The program's own wait status (wait(2)) as runsc noted it, if it could."""
+    """The program's own wait status (wait(2)) as runsc noted it; None if the sentry, which
+    alone knows it, died first."""
     kill: KillCause | None = None
     """Our own kill record."""
     oom_kills: int = 0

@@ -22,6 +22,8 @@ from corral_worker.sandbox.verbs import Logs
 _LOG_BYTES = 256 * 1024
 _REMOVE_PAUSE_S = 0.005
 _WAIT_STATUS = re.compile(r"Exiting with status: (\d+)\Z")
+# The sentry died, and what runsc notes next is how: of its program nobody knows.
+_SENTRY_LOST = re.compile(r"sandbox\.go:\d+\] Wait RPC to container .* failed")
 
 
 class LogBook(msgspec.Struct, frozen=True, kw_only=True):
@@ -30,7 +32,9 @@ class LogBook(msgspec.Struct, frozen=True, kw_only=True):
     errors: tuple[str, ...]
     panic: str
     wait_status: int | None
-    """The program's wait status, if runsc lived to note it."""
+    """The program's own wait status, if the sentry lived to tell it and runsc to note it."""
+    begun: bool
+    """Whether runsc noted an end of the program, or of the sentry that ran it."""
     run_s: float
     """Seconds between runsc's last note before the program and its end."""
 
@@ -83,11 +87,12 @@ class Place:
     def log_book(self) -> LogBook:
         """Return what was written about the sandbox; files that are not there are empty."""
         notes = _read(self.logs.run)
-        wait_status, run_s = _program(notes)
+        begun, wait_status, run_s = _program(notes)
         return LogBook(
             errors=tuple(error_messages(_read(self.logs.errors))),
             panic=_read(self.logs.panic).decode(errors="replace"),
             wait_status=wait_status,
+            begun=begun,
             run_s=run_s,
         )
 
@@ -109,9 +114,15 @@ class Place:
                     continue
                 left.append(str(error))
             break
-        shutil.rmtree(self.bundle, ignore_errors=True)
-        if self.bundle.exists():
-            left.append(f"bundle {self.bundle}")
+        while self.bundle.exists():
+            shutil.rmtree(self.bundle, ignore_errors=True)
+            if not self.bundle.exists():
+                break
+            if time.monotonic() >= deadline:
+                left.append(f"bundle {self.bundle}")
+                break
+            # It needs a file descriptor, and there may be none for a moment.
+            time.sleep(_REMOVE_PAUSE_S)
         return left
 
 
@@ -128,15 +139,20 @@ class _Note(msgspec.Struct):
     time: dt.datetime
 
 
-def _program(notes: bytes) -> tuple[int | None, float]:
-    """Return the program's wait status and how long it ran, from runsc's notes."""
+def _program(notes: bytes) -> tuple[bool, int | None, float]:
+    """Return whether the program began, its wait status, and how long it ran, by runsc's notes."""
     previous: dt.datetime | None = None
+    lost = False
     for line in notes.splitlines():
         try:
             note = msgspec.json.decode(line, type=_Note)
         except ValueError:
             continue
         if match := _WAIT_STATUS.search(note.msg):
-            return int(match[1]), (note.time - previous).total_seconds() if previous else 0.0
-        previous = note.time
-    return None, 0.0
+            ran_s = (note.time - previous).total_seconds() if previous else 0.0
+            return True, None if lost else int(match[1]), ran_s
+        if _SENTRY_LOST.match(note.msg):
+            lost = True
+        else:
+            previous = note.time
+    return lost, None, 0.0

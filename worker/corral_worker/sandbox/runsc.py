@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 import shutil
@@ -16,6 +15,7 @@ from corral_worker.sandbox.runsc_errors import (
     RunscError,
     RunscMissingError,
     RunscNotFoundError,
+    RunscReplacedError,
     RunscTimeoutError,
     classify,
 )
@@ -51,6 +51,24 @@ class Runsc:
         self.binary = binary
         self.root = root
         self.platform = platform
+        self._pinned: tuple[int, ...] | None = None
+
+    def pin(self) -> None:
+        """Remember the binary as it is now: no sandbox is started by another one.
+
+        What a worker says of its runsc was found out about this one.
+
+        Raises:
+            RunscMissingError: there is none.
+        """
+        self._pinned = self._identity()
+        if self._pinned is None:
+            raise self._missing()
+
+    def is_same(self) -> bool:
+        """Return whether it can be executed, and is the one that was pinned."""
+        found = self._identity()
+        return found is not None and self._pinned in {None, found}
 
     def run(
         self, options: Run, logs: Logs, *, stdin: int, stdout: int, stderr: int
@@ -61,10 +79,18 @@ class Runsc:
         if runsc failed: the logs tell which.
 
         Raises:
-            OSError: runsc cannot be executed.
+            RunscMissingError: there is no runsc to execute.
+            RunscReplacedError: it is not the one that was pinned.
+            OSError: the host cannot start a process.
         """
-        if not os.access(self.binary, os.X_OK):
-            raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), str(self.binary))
+        if self._identity() is None:
+            raise self._missing()
+        if not self.is_same():
+            raise RunscReplacedError(
+                "run",
+                None,
+                f"{self.binary} was replaced since the worker started: start the worker again",
+            )
         return child_process(
             [*_DIES_WITH_US, str(self.binary), *self._flags(), *logs.args(), *options.args()],
             oom_score_adj=_OOM_SCORE_ADJ,
@@ -125,14 +151,30 @@ class Runsc:
         except FileNotFoundError:
             return []
 
-    def forget(self, sandbox_id: str) -> None:
-        """Remove the files of a sandbox that is dead.
+    def forget(self, sandbox_id: str) -> list[str]:
+        """Remove the files of a sandbox that is dead, and return what could not be removed.
 
         One whose creation was cut short has a lock and a socket that ``delete``
         knows nothing of (opencontainers/runc#4534 is the same in runc).
         """
-        for file in self.leftovers(sandbox_id):
-            file.unlink(missing_ok=True)
+        try:
+            for file in self.leftovers(sandbox_id):
+                file.unlink(missing_ok=True)
+        except OSError as error:
+            return [f"runsc's files of {sandbox_id}: {error.strerror}"]
+        return []
+
+    def _identity(self) -> tuple[int, ...] | None:
+        try:
+            found = self.binary.stat()
+        except OSError:
+            return None
+        if not os.access(self.binary, os.X_OK):
+            return None
+        return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
+
+    def _missing(self) -> RunscMissingError:
+        return RunscMissingError("run", None, f"there is no executable {self.binary} any more")
 
     def _flags(self) -> list[str]:
         return [

@@ -36,6 +36,10 @@ class RunscMissingError(RunscError):
     """Raised if there is no runsc to execute."""
 
 
+class RunscReplacedError(RunscError):
+    """Raised if runsc is not the one any more whose version is known."""
+
+
 def classify(verb: str, status: int, complaint: bytes) -> RunscError:
     """Turn what runsc printed into a type: the only place that reads its words."""
     detail = complaint.decode(errors="replace").strip()
