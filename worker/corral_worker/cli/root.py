@@ -13,6 +13,7 @@ _SUMMARIES = {
     "tenants": "Set and show what tenants may do: shares, caps, policies.",
     "jobs": "Show why a job waits or where it runs, or cancel it.",
     "dead": "Show, retry or drop jobs that were given up.",
+    "doctor": "Check this host, and prove that sandboxes hold on it.",
     "demo": "Show it all: a worker, and jobs that end in different ways.",
 }
 

@@ -1,0 +1,125 @@
+"""corral doctor on this very host, and with what it needs taken away."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from corral_worker.doctor.finding import Finding
+
+pytestmark = pytest.mark.live
+
+
+class Document(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    passed: bool
+    findings: tuple[Finding, ...]
+
+    def status(self, name: str) -> str:
+        return next(finding.status for finding in self.findings if finding.name == name)
+
+
+@pytest.fixture
+def state_dir() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="corral-") as made:
+        yield Path(made)
+
+
+@pytest.fixture
+def environ(state_dir: Path, rootfs: Path, python_rootfs: Path) -> dict[str, str]:
+    """Environment of a host of this test's own, with this machine's images."""
+    kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+    return {
+        **kept,
+        "CORRAL_STATE_DIR": str(state_dir),
+        "CORRAL_IMAGE_DIR": str(rootfs.parents[2]),
+        "CORRAL_CGROUP_PARENT": f"/corral-test-{secrets.token_hex(4)}",
+    }
+
+
+def doctor(environ: dict[str, str], *arguments: str) -> tuple[int, Document]:
+    done = subprocess.run(
+        [sys.executable, "-m", "corral_worker", "doctor", "--json", *arguments],
+        env=environ,
+        capture_output=True,
+        check=False,
+        timeout=100,
+    )
+    assert done.stderr == b""
+    return done.returncode, msgspec.json.decode(done.stdout, type=Document)
+
+
+def test_this_host_can_run_jobs_and_is_left_as_it_was(
+    environ: dict[str, str], state_dir: Path, redis_url: str
+) -> None:
+    status, document = doctor(environ | {"CORRAL_REDIS_URL": redis_url})
+
+    assert [each for each in document.findings if each.status == "fail"] == []
+    assert (status, document.passed) == (0, True)
+    assert {each.name.partition(".")[0] for each in document.findings} == {
+        *("settings", "host", "cgroups", "limits", "runsc", "tools", "images", "redis")
+    }
+    assert list(state_dir.iterdir()) == []
+
+
+def test_without_redis_and_settings_the_host_is_looked_at_all_the_same(
+    environ: dict[str, str],
+) -> None:
+    status, document = doctor(environ)
+
+    assert status == 0
+    assert document.status("redis") == "warn"
+    assert document.status("runsc.sandbox") == "ok"
+
+
+def test_a_lack_is_a_failure_under_strict(environ: dict[str, str]) -> None:
+    status, document = doctor(environ, "--strict")
+
+    assert (status, document.passed) == (1, False)
+
+
+def test_without_runsc_that_is_what_is_found(environ: dict[str, str], state_dir: Path) -> None:
+    status, document = doctor(environ | {"CORRAL_RUNSC_PATH": str(state_dir / "runsc")})
+
+    bad = {each.name for each in document.findings if each.status == "fail"}
+    assert (status, bad) == (1, {"runsc.version", "runsc.sandbox"})
+
+
+def test_without_images_that_is_what_is_found(environ: dict[str, str], state_dir: Path) -> None:
+    status, document = doctor(environ | {"CORRAL_IMAGE_DIR": str(state_dir / "images")})
+
+    bad = {each.name for each in document.findings if each.status == "fail"}
+    assert (status, bad) == (1, {"images", "runsc.sandbox"})
+
+
+def test_a_host_whose_limits_do_not_hold_is_told_beforehand(environ: dict[str, str]) -> None:
+    # A parent whose name the kernel refuses, for it is that of a control file.
+    taken = "tasks" if Path("/sys/fs/cgroup/pids/tasks").exists() else "cgroup.procs"
+
+    status, document = doctor(environ | {"CORRAL_CGROUP_PARENT": f"/{taken}"})
+
+    bad = {each.name for each in document.findings if each.status == "fail"}
+    assert status == 1
+    assert "runsc.sandbox" in bad
+    assert bad & {"cgroups.parent", "cgroups.limits"}
+
+
+def test_the_document_is_json_of_one_line(environ: dict[str, str]) -> None:
+    said = subprocess.run(
+        [sys.executable, "-m", "corral_worker", "doctor", "--json"],
+        env=environ,
+        capture_output=True,
+        check=True,
+        timeout=100,
+    ).stdout
+
+    assert said.count(b"\n") == 1
+    assert json.loads(said).keys() == {"passed", "findings"}

@@ -1,0 +1,411 @@
+"""What corral doctor makes of a host: each judgement, and the command around them."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+import anyio
+import pytest
+from click.testing import CliRunner
+from click.testing import Result as Invoked
+
+from corral import HostLimits
+from corral_worker.cli import doctor as cli
+from corral_worker.cli.root import corral
+from corral_worker.doctor import gvisor, limits, machine, redis_server, stock
+from corral_worker.doctor.check import Check, examine, in_thread
+from corral_worker.doctor.checkup import checks
+from corral_worker.doctor.configuration import protection, read_configuration
+from corral_worker.doctor.finding import Finding, Status, fail, ok, warn
+from corral_worker.doctor.machine import Room
+from corral_worker.images.store import ImageStore
+from corral_worker.sandbox.cgroup import Counters
+from corral_worker.secret import Secret
+from corral_worker.settings import Settings
+
+MIB, GIB = 1024**2, 1024**3
+SETTINGS = Settings(redis_url=Secret("redis://127.0.0.1:1/0"), slots=4)
+ALL_CAPABILITIES = 2**41 - 1
+SYS_ADMIN = 1 << 21
+
+
+def room(*, free: int = 2 * GIB, inodes: int = 10**6, free_inodes: int = 10**6) -> Room:
+    return Room(
+        directory=Path("/var/lib/corral"),
+        free_bytes=free,
+        inodes=inodes,
+        free_inodes=free_inodes,
+        read_only=False,
+    )
+
+
+HELD = HostLimits(memory_bytes=64 * MIB, swap_bytes=0, cpus=0.5, tasks=64)
+
+
+@pytest.mark.parametrize(
+    ("finding", "status"),
+    [
+        (machine.kernel("6.1.0-18-amd64", "x86_64"), "ok"),
+        (machine.kernel("6.18.44", "aarch64"), "ok"),
+        (machine.kernel("5.15.0-91-generic", "x86_64"), "warn"),
+        (machine.kernel("5.2.0", "x86_64"), "fail"),
+        (machine.kernel("6.1.0", "riscv64"), "fail"),
+        (machine.kernel("strange", "x86_64"), "fail"),
+        (machine.rights(0, ALL_CAPABILITIES), "ok"),
+        (machine.rights(1000, ALL_CAPABILITIES), "fail"),
+        (machine.rights(0, ALL_CAPABILITIES & ~SYS_ADMIN), "fail"),
+        (machine.processors(1, SETTINGS), "ok"),
+        (machine.processors(0, SETTINGS), "warn"),
+        (machine.memory(8 * GIB, 4 * GIB, SETTINGS), "ok"),
+        (machine.memory(GIB, 900 * MIB, SETTINGS), "warn"),
+        (machine.memory(8 * GIB, 100 * MIB, SETTINGS), "fail"),
+        (machine.disk("host.disk", room()), "ok"),
+        (machine.disk("host.disk", room(inodes=0, free_inodes=0)), "ok"),
+        (machine.disk("host.disk", room(free=500 * MIB)), "warn"),
+        (machine.disk("host.disk", room(free=MIB)), "fail"),
+        (machine.disk("host.disk", room(free_inodes=15_000)), "warn"),
+        (machine.disk("host.disk", room(free_inodes=10)), "fail"),
+        (machine.descriptors(1_048_576, 4), "ok"),
+        (machine.descriptors(-1, 4), "ok"),
+        (machine.descriptors(256, 4), "fail"),
+        (machine.open_files(10, 1000), "ok"),
+        (machine.open_files(900, 1000), "warn"),
+        (machine.tasks(32_768, SETTINGS), "ok"),
+        (machine.tasks(1000, SETTINGS), "warn"),
+        (machine.clock(0), "ok"),
+        (machine.clock(5), "warn"),
+        (limits.swap(0, has_swap=True), "ok"),
+        (limits.swap(None, has_swap=False), "ok"),
+        (limits.swap(None, has_swap=True), "fail"),
+        (limits.counters(Counters(cpu_s=0, peak_memory_bytes=0, peak_tasks=1, oom_kills=0)), "ok"),
+        (
+            limits.counters(Counters(cpu_s=0, peak_memory_bytes=0, peak_tasks=None, oom_kills=0)),
+            "warn",
+        ),
+        (gvisor.runtime("/usr/bin/runsc", "release-20240729.0"), "ok"),
+        (gvisor.runtime("/usr/bin/runsc", "0.0~20221219.0"), "fail"),
+        (gvisor.platform("systrap", has_kvm=False), "ok"),
+        (gvisor.platform("ptrace", has_kvm=False), "warn"),
+        (gvisor.platform("kvm", has_kvm=True), "ok"),
+        (gvisor.platform("kvm", has_kvm=False), "fail"),
+        (stock.presence({"base", "python"}, {"base", "python"}, Path("/i")), "ok"),
+        (stock.presence({"mine"}, {"mine"}, Path("/i")), "warn"),
+        (stock.presence(set(), set(), Path("/i")), "fail"),
+        (stock.presence({"base", "python"}, {"base", "python", "mine"}, Path("/i")), "fail"),
+        (stock.tool("umoci", "/usr/bin/umoci", package="umoci", builds="OCI images"), "ok"),
+        (stock.tool("umoci", None, package="umoci", builds="OCI images"), "warn"),
+        (redis_server.latency([0.001, 0.001, 0.5]), "ok"),
+        (redis_server.latency([0.05, 0.05, 0.001]), "warn"),
+        (redis_server.memory({"maxmemory_policy": "noeviction", "maxmemory": 0}), "ok"),
+        (redis_server.memory({"maxmemory_policy": "allkeys-lru", "maxmemory": 0}), "warn"),
+        (redis_server.memory({"maxmemory_policy": "allkeys-lru", "maxmemory": 1}), "fail"),
+        (
+            redis_server.memory(
+                {"maxmemory_policy": "noeviction", "maxmemory": 100, "used_memory": 95}
+            ),
+            "warn",
+        ),
+        (redis_server.persistence({"aof_enabled": 1}), "ok"),
+        (redis_server.persistence({"aof_enabled": 0}), "warn"),
+        (redis_server.persistence({"aof_enabled": 1, "aof_last_write_status": "err"}), "fail"),
+        (redis_server.clock(0.2), "ok"),
+        (redis_server.clock(-3.0), "warn"),
+    ],
+)
+def test_what_is_seen_is_judged(finding: Finding, status: Status) -> None:
+    assert finding.status == status
+
+
+def test_a_finding_that_is_not_right_says_what_to_do_in_a_sentence() -> None:
+    finding = machine.disk("host.disk", room(free=MIB))
+
+    assert finding.remedy == "Free at least 1024 MiB there."
+
+
+@pytest.mark.parametrize(
+    ("info", "bad"),
+    [
+        ({"redis_version": "7.0.15", "role": "master"}, set()),
+        ({"redis_version": "7.2.4", "valkey_version": "9.1.0", "role": "master"}, set()),
+        ({"redis_version": "6.0.16", "role": "master"}, {"redis.version"}),
+        ({"redis_version": "7.0.15", "role": "slave"}, {"redis.role"}),
+        ({"redis_version": "7.0.15", "redis_mode": "cluster"}, {"redis.version"}),
+    ],
+)
+def test_a_server_is_judged_by_what_it_says(info: dict[str, object], bad: set[str]) -> None:
+    assert {each.name for each in redis_server.server(info) if each.status != "ok"} == bad
+
+
+async def test_each_limit_that_was_read_back_is_a_finding() -> None:
+    found = list(limits.limits(HELD, has_swap=True))
+
+    assert [finding.name for finding in found] == [
+        "limits.memory",
+        "limits.swap",
+        "limits.cpus",
+        "limits.tasks",
+    ]
+    assert {finding.status for finding in found} == {"ok"}
+
+
+# Checks
+
+
+def check(name: str, *findings: Finding) -> Check:
+    return Check(name=name, look=in_thread(lambda: findings), within_s=30)
+
+
+async def test_checks_report_in_their_own_order() -> None:
+    slow = anyio.Event()
+
+    async def last() -> Iterable[Finding]:
+        await slow.wait()
+        return (ok("a", "slow"),)
+
+    async def first() -> Iterable[Finding]:
+        slow.set()
+        return (ok("b", "quick"), ok("c", "quick"))
+
+    found = await examine(
+        [
+            Check(name="a", look=last, within_s=30),
+            Check(name="b", look=first, within_s=30),
+        ]
+    )
+
+    assert [finding.name for finding in found.findings] == ["a", "b", "c"]
+    assert not found.overdue
+
+
+async def test_a_check_that_breaks_is_a_finding_and_keeps_no_other_from_its_own() -> None:
+    def breaks() -> Iterable[Finding]:
+        raise ZeroDivisionError("of course")
+
+    broken = Check(name="bad", look=in_thread(breaks), within_s=30)
+
+    found = await examine([broken, check("good", ok("good", "fine"))])
+
+    bad, good = found.findings
+    assert (bad.name, bad.status) == ("bad", "fail")
+    assert "ZeroDivisionError: of course" in bad.seen
+    assert good == ok("good", "fine")
+
+
+async def test_a_check_that_hangs_is_given_up_and_is_a_finding() -> None:
+    async def hangs() -> Iterable[Finding]:
+        await anyio.sleep_forever()
+        return ()
+
+    found = await examine([Check(name="stuck", look=hangs, within_s=0.01)])
+
+    assert found.findings[0].status == "fail"
+    assert found.findings[0].seen == "no answer within 0.01 s"
+    assert found.overdue
+
+
+async def test_a_thread_that_hangs_is_left_behind() -> None:
+    began = time.monotonic()
+    released = False
+
+    def hangs() -> Iterable[Finding]:
+        while not released:
+            time.sleep(0.01)
+        return ()
+
+    try:
+        found = await examine([Check(name="stuck", look=in_thread(hangs), within_s=0.01)])
+        assert found.overdue
+        assert time.monotonic() - began < 20
+    finally:
+        released = True
+
+
+async def test_a_timeout_of_what_is_looked_at_is_not_taken_for_our_own() -> None:
+    async def times_out() -> Iterable[Finding]:
+        raise TimeoutError("theirs")
+
+    found = await examine([Check(name="x", look=times_out, within_s=30)])
+
+    assert "TimeoutError: theirs" in found.findings[0].seen
+    assert not found.overdue
+
+
+# Settings
+
+
+def test_a_host_without_settings_is_looked_at_with_the_defaults_and_this_is_said(
+    tmp_path: Path,
+) -> None:
+    found = read_configuration(tmp_path / "worker.toml", {"CORRAL_SLOTS": "none"})
+
+    assert found.settings.slots == 4
+    assert not found.has_redis
+    assert {finding.name for finding in found.findings} == {"settings"}
+    assert any("cannot be read" in finding.seen for finding in found.findings)
+
+
+def test_settings_that_only_lack_redis_are_used(tmp_path: Path) -> None:
+    file = tmp_path / "worker.toml"
+    file.write_text("slots = 3\n")
+    file.chmod(0o644)
+
+    found = read_configuration(None, {"CORRAL_CONFIG": str(file)})
+
+    assert found.settings.slots == 3
+    assert not found.has_redis
+    assert [(each.name, each.status) for each in found.findings] == [
+        ("settings", "ok"),
+        ("settings.file", "ok"),
+    ]
+
+
+def test_usable_settings_are_used_with_their_redis() -> None:
+    found = read_configuration(None, {"CORRAL_REDIS_URL": "redis://:secret@127.0.0.1:6379/0"})
+
+    assert found.has_redis
+    assert "secret" not in str(found)
+
+
+@pytest.mark.parametrize(
+    ("mode", "secret", "status"),
+    [
+        (0o600, True, "ok"),
+        (0o644, False, "ok"),
+        (0o640, True, "warn"),
+        (0o644, True, "warn"),
+        (0o664, False, "fail"),
+        (0o602, True, "fail"),
+    ],
+)
+def test_a_settings_file_that_others_can_use_is_found(
+    tmp_path: Path, mode: int, *, secret: bool, status: Status
+) -> None:
+    file = tmp_path / "worker.toml"
+    file.write_text('redis_url = "redis://:secret@127.0.0.1:6379/0"\n' if secret else "slots = 3\n")
+    file.chmod(mode)
+
+    found = read_configuration(file, {"CORRAL_REDIS_URL": "redis://127.0.0.1:6379/0"})
+
+    assert [each.status for each in found.findings if each.name == "settings.file"] == [status]
+
+
+def test_a_file_of_another_user_can_be_changed_by_that_user(tmp_path: Path) -> None:
+    file = tmp_path / "worker.toml"
+    file.write_text("")
+    os.chown(file, 1234, -1)
+
+    assert protection("settings.file", file, file.stat(), secret=False).status == "fail"
+
+
+def test_the_file_with_the_redis_url_is_looked_at_too(tmp_path: Path) -> None:
+    file = tmp_path / "url"
+    file.write_text("redis://:secret@127.0.0.1:6379/0")
+    file.chmod(0o644)
+
+    found = read_configuration(None, {"CORRAL_REDIS_URL_FILE": str(file)})
+
+    assert ("settings.secret", "warn") in [(each.name, each.status) for each in found.findings]
+
+
+# Images
+
+
+async def test_images_whose_bytes_have_changed_are_found(tmp_path: Path) -> None:
+    store = ImageStore(tmp_path / "images")
+    (tmp_path / "rootfs").write_bytes(bytes(1024) + (0xE0F5E1E2).to_bytes(4, "little") + bytes(99))
+    image = await store.install(tmp_path / "rootfs", name="mine", source="test")
+    settings = Settings(redis_url=Secret(""), image_dir=store.root)
+    before = await stock.look_at_images(settings)
+
+    image.rootfs.chmod(0o600)
+    with image.rootfs.open("r+b") as file:
+        file.write(b"changed")
+    after = await stock.look_at_images(settings)
+
+    assert [each.status for each in before if each.name == "images.mine"] == ["ok"]
+    assert [each.status for each in after if each.name == "images.mine"] == ["fail"]
+
+
+async def test_a_name_without_its_image_is_found(tmp_path: Path) -> None:
+    (tmp_path / "names").mkdir()
+    (tmp_path / "names" / "mine").symlink_to("../sha256/gone")
+
+    (found,) = await stock.look_at_images(Settings(redis_url=Secret(""), image_dir=tmp_path))
+
+    assert found.status == "fail"
+    assert found.remedy == "Build again: corral images build mine."
+
+
+# The command
+
+
+def invoke(monkeypatch: pytest.MonkeyPatch, findings: Iterable[Finding], *args: str) -> Invoked:
+    found = tuple(findings)
+    monkeypatch.setattr(cli, "checks", lambda _: [check("test", *found)])
+    return CliRunner().invoke(corral, ["doctor", *args], prog_name="corral")
+
+
+GOOD = ok("host.kernel", "Linux 6.1")
+LACK = warn("host.clock", "nothing synchronises it", "Run chrony.")
+BAD = fail("host.rights", "this is user 7, not root", "Run it as root.")
+
+
+@pytest.mark.parametrize(
+    ("findings", "arguments", "status"),
+    [
+        ([GOOD], [], 0),
+        ([GOOD, LACK], [], 0),
+        ([GOOD, LACK], ["--strict"], 1),
+        ([GOOD], ["--strict"], 0),
+        ([GOOD, LACK, BAD], [], 1),
+        ([BAD], ["--json"], 1),
+        ([LACK], ["--json", "--strict"], 1),
+    ],
+)
+def test_the_exit_code_tells_whether_a_worker_may_start(
+    monkeypatch: pytest.MonkeyPatch, findings: list[Finding], arguments: list[str], status: int
+) -> None:
+    assert invoke(monkeypatch, findings, *arguments).exit_code == status
+
+
+def test_people_are_told_what_was_seen_and_then_what_to_do(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    said = invoke(monkeypatch, [GOOD, LACK]).output
+
+    assert [line.split() for line in said.splitlines()] == [
+        ["check", "seen"],
+        ["host.kernel", "ok", "Linux", "6.1"],
+        ["host.clock", "warn", "nothing", "synchronises", "it"],
+        [],
+        ["host.clock:", "Run", "chrony."],
+        ["1", "ok,", "1", "warnings,", "0", "failures"],
+    ]
+
+
+def test_programs_are_told_all_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = json.loads(invoke(monkeypatch, [GOOD, BAD], "--json").output)
+
+    assert said == {
+        "passed": False,
+        "findings": [
+            {"name": "host.kernel", "status": "ok", "seen": "Linux 6.1", "remedy": ""},
+            {
+                "name": "host.rights",
+                "status": "fail",
+                "seen": "this is user 7, not root",
+                "remedy": "Run it as root.",
+            },
+        ],
+    }
+
+
+def test_every_check_has_a_bound_and_a_name_of_its_own() -> None:
+    made = checks(read_configuration(None, {}))
+
+    assert all(0 < each.within_s <= 60 for each in made)
+    assert len({each.name for each in made}) == len(made)
