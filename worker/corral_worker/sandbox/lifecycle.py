@@ -63,6 +63,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     termination: Termination | None
     leftovers: tuple[str, ...]
     """What could not be removed from the host."""
+    sandbox: str = ""
+    """Name of the sandbox on the host, by which traces of it can be looked for."""
 
 
 class ColdStart:
@@ -138,6 +140,7 @@ class ColdStart:
             teardown_s=removed - ended,
             termination=certificate(ending, stop, life),
             leftovers=tuple(leftovers),
+            sandbox=place.id,
         )
 
     @asynccontextmanager
