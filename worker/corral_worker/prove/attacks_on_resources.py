@@ -98,7 +98,7 @@ RESOURCES = (
     Attack(
         name="fork_bomb",
         expected="held within its limits of tasks and memory, killed at one of them",
-        job=lambda scene: python("fork_bomb", limits=scene.limits(wall_s=4)),
+        job=lambda scene: python("fork_bomb", limits=scene.limits(wall_s=8, pids=16)),
         judge=both(
             ends(Outcome.PIDS_EXCEEDED, Outcome.WALL_TIMEOUT, Outcome.OUT_OF_MEMORY),
             _came_to_its_limit,
@@ -108,7 +108,7 @@ RESOURCES = (
     Attack(
         name="thread_bomb",
         expected="held within its limits of tasks and memory, killed at one of them",
-        job=lambda scene: python("thread_bomb", limits=scene.limits(wall_s=4)),
+        job=lambda scene: python("thread_bomb", limits=scene.limits(wall_s=3)),
         judge=both(
             ends(Outcome.WALL_TIMEOUT, Outcome.OUT_OF_MEMORY, Outcome.PIDS_EXCEEDED), _counted(50)
         ),
@@ -153,7 +153,7 @@ RESOURCES = (
         name="inode_fill",
         expected="killed at a limit: its files are in its own memory, not on a disk of the host",
         job=lambda scene: python(
-            "inode_fill", limits=scene.limits(wall_s=4, memory_bytes=_BOMB_MEMORY)
+            "inode_fill", limits=scene.limits(wall_s=15, memory_bytes=_BOMB_MEMORY)
         ),
         judge=both(
             ends(Outcome.WALL_TIMEOUT, Outcome.OUT_OF_MEMORY, Outcome.DISK_EXCEEDED),

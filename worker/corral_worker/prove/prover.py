@@ -203,7 +203,7 @@ def _complaints(attack: Attack, observed: Observed) -> Iterator[str]:
 
 
 def _neighbour(scene: Scene) -> Job:
-    return python("neighbour", limits=scene.limits(wall_s=20.0))
+    return python("neighbour", limits=scene.limits())
 
 
 class _Witness:
