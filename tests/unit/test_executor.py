@@ -44,6 +44,7 @@ REPORT = Report(
     teardown_s=3.0,
     termination=None,
     leftovers=(),
+    sandbox="corral-0123456789abcdef",
 )
 JOB = Job(
     argv=("secret-program", "secret-argument"),

@@ -63,7 +63,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     termination: Termination | None
     leftovers: tuple[str, ...]
     """What could not be removed from the host."""
-    sandbox: str = ""
+    sandbox: str
     """Name of the sandbox on the host, by which traces of it can be looked for."""
 
 
