@@ -384,7 +384,7 @@ def test_a_parent_is_killed_before_its_children_however_they_are_numbered(
         assert parent.stdout is not None
         child = int(parent.stdout.readline())
         with monkeypatch.context() as patched:
-            patched.setattr(os, "kill", lambda pid, number: killed.append(pid))
+            patched.setattr(os, "kill", lambda pid, _: killed.append(pid))
             cgroup.signal_all([child, parent.pid])
             cgroup.signal_all([parent.pid, child])
         cgroup.signal_all([child, parent.pid])
