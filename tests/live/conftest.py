@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import secrets
 import shutil
 import subprocess
 import tempfile
@@ -18,6 +19,7 @@ from corral import ErrImageNotFound
 from corral_worker.images.builder import ImageBuilder, default_recipes
 from corral_worker.images.store import ImageStore
 from corral_worker.sandbox.cgroup_host import CgroupHost
+from corral_worker.sandbox.holdings import Holdings
 from corral_worker.sandbox.lifecycle import ColdStart
 from corral_worker.sandbox.runsc import Runsc, find
 
@@ -100,9 +102,21 @@ def cgroups() -> Iterator[CgroupHost]:
 
 
 @pytest.fixture(scope="session")
-def sandboxes(runsc: Runsc, cgroups: CgroupHost, directory: Path) -> ColdStart:
+def holdings() -> Holdings:
+    """The names of the sandboxes here."""
+    return Holdings(secrets.token_hex(4))
+
+
+@pytest.fixture(scope="session")
+def sandboxes(runsc: Runsc, cgroups: CgroupHost, directory: Path, holdings: Holdings) -> ColdStart:
     """What the tests are about."""
-    return ColdStart(runsc=runsc, cgroups=cgroups, runs=directory / "b", start_timeout_s=20)
+    return ColdStart(
+        runsc=runsc,
+        cgroups=cgroups,
+        runs=directory / "b",
+        holdings=holdings,
+        start_timeout_s=20,
+    )
 
 
 @pytest.fixture(autouse=True)

@@ -24,6 +24,7 @@ from corral import (
 )
 from corral_worker.admission.sampler import HostSampler
 from corral_worker.sandbox.cgroup_host import CgroupHost
+from corral_worker.sandbox.holdings import Holdings
 from corral_worker.sandbox.lifecycle import ColdStart, Report
 from corral_worker.sandbox.outcome import Ending
 from corral_worker.sandbox.runsc import Runsc
@@ -65,7 +66,11 @@ async def test_a_sandbox_that_does_not_start_within_its_budget_is_a_fault(
     runsc: Runsc, cgroups: CgroupHost, directory: Path, rootfs: Path, budget_s: float
 ) -> None:
     sandboxes = ColdStart(
-        runsc=runsc, cgroups=cgroups, runs=directory / "b", start_timeout_s=budget_s
+        runsc=runsc,
+        cgroups=cgroups,
+        runs=directory / "b",
+        holdings=Holdings("0a1b2c3d"),
+        start_timeout_s=budget_s,
     )
 
     ending = await ending_of(sandboxes, rootfs, SLEEPER)
@@ -97,7 +102,13 @@ async def test_a_sentry_that_dies_while_the_program_runs_is_a_fault(
     runsc: Runsc, cgroups: CgroupHost, directory: Path, rootfs: Path
 ) -> None:
     endings: list[Ending | BaseException] = []
-    sandboxes = ColdStart(runsc=runsc, cgroups=cgroups, runs=directory / "b", start_timeout_s=20)
+    sandboxes = ColdStart(
+        runsc=runsc,
+        cgroups=cgroups,
+        runs=directory / "b",
+        holdings=Holdings("0a1b2c3d"),
+        start_timeout_s=20,
+    )
 
     async def run() -> None:
         endings.append(await ending_of(sandboxes, rootfs, SLEEPER))
@@ -161,7 +172,13 @@ async def test_a_disk_or_its_inodes_may_be_full_at_any_moment(
 ) -> None:
     with small_disk(directory, options) as disk:
         full = Runsc(binary=runsc.binary, root=disk / "r", platform=runsc.platform)
-        sandboxes = ColdStart(runsc=full, cgroups=cgroups, runs=disk / "b", start_timeout_s=20)
+        sandboxes = ColdStart(
+            runsc=full,
+            cgroups=cgroups,
+            runs=disk / "b",
+            holdings=Holdings("0a1b2c3d"),
+            start_timeout_s=20,
+        )
 
         ending = await ending_of(sandboxes, rootfs)
 
@@ -247,7 +264,11 @@ async def test_no_sandbox_is_started_by_a_runsc_whose_version_nobody_knows(
 ) -> None:
     assert callable(fate)
     sandboxes = ColdStart(
-        runsc=own_runsc, cgroups=cgroups, runs=directory / "b", start_timeout_s=20
+        runsc=own_runsc,
+        cgroups=cgroups,
+        runs=directory / "b",
+        holdings=Holdings("0a1b2c3d"),
+        start_timeout_s=20,
     )
     assert await ending_of(sandboxes, rootfs) == DONE
     assert own_runsc.is_same()
@@ -264,7 +285,11 @@ async def test_the_very_same_runsc_is_used_again_once_it_is_back(
     own_runsc: Runsc, cgroups: CgroupHost, directory: Path, rootfs: Path
 ) -> None:
     sandboxes = ColdStart(
-        runsc=own_runsc, cgroups=cgroups, runs=directory / "b", start_timeout_s=20
+        runsc=own_runsc,
+        cgroups=cgroups,
+        runs=directory / "b",
+        holdings=Holdings("0a1b2c3d"),
+        start_timeout_s=20,
     )
     away = own_runsc.binary.with_suffix(".away")
     own_runsc.binary.rename(away)
@@ -281,7 +306,11 @@ async def test_a_program_whose_runsc_is_deleted_or_replaced_meanwhile_is_killed_
 ) -> None:
     assert callable(fate)
     sandboxes = ColdStart(
-        runsc=own_runsc, cgroups=cgroups, runs=directory / "b", start_timeout_s=20
+        runsc=own_runsc,
+        cgroups=cgroups,
+        runs=directory / "b",
+        holdings=Holdings("0a1b2c3d"),
+        start_timeout_s=20,
     )
     reports: list[Report] = []
 

@@ -24,6 +24,7 @@ from corral_worker.sandbox.cgroup import (
     wait_until_empty,
 )
 from corral_worker.sandbox.cgroup_host import CgroupHost
+from corral_worker.sandbox.holdings import Holdings
 from corral_worker.sandbox.lifecycle import ColdStart, Report
 from corral_worker.sandbox.outcome import Ending
 from corral_worker.sandbox.runsc import Runsc
@@ -137,6 +138,7 @@ import anyio
 
 from corral import EffectiveLimits, Job
 from corral_worker.sandbox.cgroup_host import CgroupHost
+from corral_worker.sandbox.holdings import Holdings
 from corral_worker.sandbox.lifecycle import ColdStart
 from corral_worker.sandbox.runsc import Runsc, find
 from corral_worker.sandbox.stop import Stop
@@ -146,6 +148,7 @@ sandboxes = ColdStart(
     runsc=Runsc(binary=Path(binary), root=Path(directory) / "r", platform="systrap"),
     cgroups=CgroupHost.of_this_host(parent),
     runs=Path(directory) / "b",
+    holdings=Holdings("01234567"),
     start_timeout_s=30,
 )
 job = Job(argv=("/bin/sh", "-c", "trap '' TERM INT HUP; setsid sleep 1000 & sleep 1000"))
@@ -279,7 +282,13 @@ async def test_a_program_that_meets_its_own_limit_is_blamed_whatever_is_above_it
 async def with_python(
     runsc: Runsc, cgroups: CgroupHost, directory: Path, rootfs: Path, memory_bytes: int
 ) -> Report:
-    sandboxes = ColdStart(runsc=runsc, cgroups=cgroups, runs=directory / "b", start_timeout_s=30)
+    sandboxes = ColdStart(
+        runsc=runsc,
+        cgroups=cgroups,
+        runs=directory / "b",
+        holdings=Holdings("89abcdef"),
+        start_timeout_s=30,
+    )
     limits = EffectiveLimits(wall_s=50, memory_bytes=memory_bytes)
     job = Job(argv=("python3", "-c", TAKES_MEMORY))
     return await sandboxes.run(job, limits, rootfs, Stop())

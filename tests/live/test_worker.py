@@ -378,6 +378,60 @@ async def test_a_worker_that_is_killed_takes_its_sandboxes_along(
     assert len(held) > 1
 
 
+async def test_a_worker_that_starts_again_removes_what_it_left_when_it_was_killed_and_only_that(
+    environ: dict[str, str], client: Client, state_dir: Path
+) -> None:
+    elsewhere = state_dir / "neighbour"
+    elsewhere.mkdir()
+    # However slow the machine, nothing else is to end the jobs.
+    environ["CORRAL_LEASE_S"] = "300"
+    endless = Job(
+        argv=("sh", "-c", "sleep 1000"), image="base", limits=Limits(wall_s=300, cpu_time_s=300)
+    )
+    # Of the same host and the same cgroups; it is not to be the one that cleans up.
+    neighbours = {
+        **environ,
+        "CORRAL_STATE_DIR": str(elsewhere),
+        "CORRAL_SLOTS": "1",
+        "CORRAL_REAP_EVERY_S": "3600",
+    }
+    async with _cgroups_removed(environ):
+        async with started_worker(neighbours) as neighbour:
+            theirs = await client.submit(endless)
+            await _started(neighbours)
+            async with started_worker(environ) as worker:
+                for _ in range(2):
+                    await client.submit(endless)
+                await _started(environ, 2)
+                worker.process.kill()
+                await anyio.to_thread.run_sync(worker.process.wait)
+            (left,) = _directories(state_dir)
+            mark = left.name.removeprefix("w-")
+            assert _cgroups_of(mark, environ)
+
+            async with started_worker(environ) as again:
+                (found,) = (
+                    entry for entry in again.events() if entry["event"] == "reaper.cleaned_up"
+                )
+                assert (found["cgroup"], found["bundle"], found["directory"]) == (2, 2, 1)
+                assert not left.exists()
+                assert _cgroups_of(mark, environ) == []
+                assert await theirs.status() is JobStatus.RUNNING
+                assert await theirs.cancel(timeout=30)
+                assert (await theirs.result()).outcome is Outcome.CANCELLED
+                assert await again.stopped() == 0
+            assert await neighbour.stopped() == 0
+        assert _left_behind(environ) == _left_behind(neighbours) == []
+
+
+def _directories(state_dir: Path) -> list[Path]:
+    return list(state_dir.glob("w-*"))
+
+
+def _cgroups_of(mark: str, environ: Mapping[str, str]) -> list[Path]:
+    return [path for parent in _cgroups(environ) for path in parent.glob(f"corral-{mark}*")]
+
+
 async def test_a_host_without_images_is_told_how_to_make_them(
     environ: dict[str, str], state_dir: Path
 ) -> None:

@@ -24,6 +24,7 @@ from corral import (
 from corral_worker.sandbox import ladder, lifecycle
 from corral_worker.sandbox.cgroup import CgroupError, Counters, SandboxCgroup
 from corral_worker.sandbox.cgroup_host import CgroupHost
+from corral_worker.sandbox.holdings import Holdings
 from corral_worker.sandbox.lifecycle import ColdStart, Report
 from corral_worker.sandbox.outcome import Ending, KillCause
 from corral_worker.sandbox.runsc import Runsc
@@ -36,6 +37,7 @@ JOB = Job(argv=("true",))
 LIMITS = EffectiveLimits(wall_s=60)
 ROOTFS = Path("/images/rootfs.erofs")
 SOON_S = 20.0
+HOLDINGS = Holdings("01234567")
 RUNS_FOR_EVER = "echo $$ >$root/fake/pid; echo begun; state running; exec sleep 1000"
 PROGRAM = "sleep 1000 & echo $! >$root/fake/pid;"
 """A process beside that of runsc, as a sandbox is one."""
@@ -114,7 +116,9 @@ def runs(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def sandboxes(runsc: Runsc, cgroup: Cgroup, runs: Path) -> ColdStart:
-    return ColdStart(runsc=runsc, cgroups=Cgroups(cgroup), runs=runs, start_timeout_s=SOON_S)
+    return ColdStart(
+        runsc=runsc, cgroups=Cgroups(cgroup), runs=runs, holdings=HOLDINGS, start_timeout_s=SOON_S
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -188,7 +192,9 @@ async def test_a_sandbox_that_never_starts_is_given_up_within_its_budget(
     runsc: Runsc, cgroup: Cgroup, runs: Path, verbs: Verbs, script: Script
 ) -> None:
     script("run", "while :; do sleep 1000; done")
-    impatient = ColdStart(runsc=runsc, cgroups=Cgroups(cgroup), runs=runs, start_timeout_s=0.2)
+    impatient = ColdStart(
+        runsc=runsc, cgroups=Cgroups(cgroup), runs=runs, holdings=HOLDINGS, start_timeout_s=0.2
+    )
 
     report = await impatient.run(JOB, LIMITS, ROOTFS, Stop())
 
@@ -209,7 +215,9 @@ async def test_a_sandbox_that_was_ready_may_have_begun(
     cause: KillCause,
 ) -> None:
     script("run", "state created; touch $root/fake/ready; while :; do sleep 1000; done")
-    impatient = ColdStart(runsc=runsc, cgroups=Cgroups(cgroup), runs=runs, start_timeout_s=0.5)
+    impatient = ColdStart(
+        runsc=runsc, cgroups=Cgroups(cgroup), runs=runs, holdings=HOLDINGS, start_timeout_s=0.5
+    )
     stop = Stop()
     reports: list[Report] = []
 
@@ -483,7 +491,9 @@ async def test_a_missing_runsc_is_told_and_nothing_is_left(
     cgroup: Cgroup, runs: Path, tmp_path: Path
 ) -> None:
     missing = Runsc(binary=tmp_path / "none", root=runs, platform="systrap")
-    sandboxes = ColdStart(runsc=missing, cgroups=Cgroups(cgroup), runs=runs, start_timeout_s=1)
+    sandboxes = ColdStart(
+        runsc=missing, cgroups=Cgroups(cgroup), runs=runs, holdings=HOLDINGS, start_timeout_s=1
+    )
 
     with pytest.raises(ErrGVisorNotAvailable, match="is gone, or was replaced") as raised:
         await sandboxes.run(JOB, LIMITS, ROOTFS, Stop())
@@ -513,7 +523,11 @@ async def test_a_bundle_that_cannot_be_written_is_told(
 ) -> None:
     (tmp_path / "file").touch()
     sandboxes = ColdStart(
-        runsc=runsc, cgroups=Cgroups(cgroup), runs=tmp_path / "file", start_timeout_s=1
+        runsc=runsc,
+        cgroups=Cgroups(cgroup),
+        runs=tmp_path / "file",
+        holdings=HOLDINGS,
+        start_timeout_s=1,
     )
 
     with pytest.raises(

@@ -52,7 +52,8 @@ def cgroup() -> Cgroup:
 @pytest.fixture
 def place(tmp_path: Path, cgroup: Cgroup) -> Place:
     mountinfo = f"1 2 0:3 / {tmp_path} rw - cgroup2 cgroup2 rw\n"
-    made = Place(tmp_path / "b", CgroupHost("/corral", mountinfo=mountinfo, membership="0::/\n"))
+    host = CgroupHost("/corral", mountinfo=mountinfo, membership="0::/\n")
+    made = Place("corral-01234567-000001", tmp_path / "b", host)
     made.cgroup = cgroup
     return made
 
@@ -61,13 +62,6 @@ def note(place: Place, message: str, second: float = 0) -> None:
     entry = {"msg": message, "level": "info", "time": f"2030-01-01T00:00:{second:012.9f}Z"}
     with place.logs.run.open("a") as log:
         log.write(json.dumps(entry) + "\n")
-
-
-def test_every_place_has_an_id_of_its_own(tmp_path: Path) -> None:
-    mountinfo = "1 2 0:3 / /cg rw - cgroup2 cgroup2 rw\n"
-    host = CgroupHost("/corral", mountinfo=mountinfo, membership="0::/\n")
-
-    assert len({Place(tmp_path, host).id for _ in range(100)}) == 100
 
 
 def test_a_bundle_is_for_the_worker_alone(place: Place) -> None:

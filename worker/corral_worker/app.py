@@ -81,6 +81,7 @@ async def _serve(settings: Settings, *, ready: anyio.Event, stopping: anyio.Even
             gate=gate,
         )
         tasks.start_soon(consumer.run)
+        tasks.start_soon(host.reaper.run, settings.reap_every_s)
         structlog.get_logger().info(
             "worker.ready",
             worker=consumer.worker,

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import resource
-import secrets
-import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -24,8 +22,11 @@ from corral import (
 )
 from corral_worker.admission.sampler import HostSampler
 from corral_worker.images.store import ImageStore
+from corral_worker.reaper.claim import Claim
+from corral_worker.reaper.reaper import Reaper
 from corral_worker.sandbox.cgroup import CgroupError
 from corral_worker.sandbox.cgroup_host import CgroupHost
+from corral_worker.sandbox.holdings import Holdings
 from corral_worker.sandbox.lifecycle import ColdStart
 from corral_worker.sandbox.runsc import Runsc, find, is_old
 from corral_worker.sandbox.runsc_errors import RunscError
@@ -43,13 +44,14 @@ class Host(msgspec.Struct, frozen=True, kw_only=True):
 
     images: ImageStore
     sandboxes: ColdStart
+    reaper: Reaper
     runsc_version: str
     sampler: HostSampler
 
 
 @asynccontextmanager
 async def open_host(settings: Settings) -> AsyncIterator[Host]:
-    """Find runsc, prepare cgroups and directories, and boot a sandbox to prove it all.
+    """Find runsc, clean up after dead workers, and boot a sandbox to prove it all.
 
     The directories and cgroups of this worker are removed at the end.
 
@@ -62,26 +64,55 @@ async def open_host(settings: Settings) -> AsyncIterator[Host]:
     # Every sandbox takes a handful: the usual soft limit of 1024 is soon reached.
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    directory = settings.state_dir / f"w-{secrets.token_hex(4)}"
-    try:
-        runsc = Runsc(
-            binary=await anyio.to_thread.run_sync(find, settings.runsc_path),
-            root=directory / "r",
-            platform=settings.platform,
+    async with _claimed(settings) as (claim, cgroups):
+        runsc, version = await _runsc(settings, claim.runsc_root)
+        holdings = Holdings(claim.worker)
+        reaper = Reaper(
+            state_dir=settings.state_dir, cgroups=cgroups, own=(holdings, claim.directory)
         )
+        await reaper.reap()
+        sandboxes = ColdStart(
+            runsc=runsc,
+            cgroups=cgroups,
+            runs=claim.runs,
+            holdings=holdings,
+            start_timeout_s=settings.start_timeout_s,
+        )
+        host = Host(
+            images=ImageStore(settings.images),
+            sandboxes=sandboxes,
+            reaper=reaper,
+            runsc_version=version,
+            sampler=HostSampler(claim.directory, runsc.is_same),
+        )
+        await _self_test(host)
+        yield host
+
+
+async def _runsc(settings: Settings, root: Path) -> tuple[Runsc, str]:
+    """Return the runsc to use, and its version."""
+    try:
+        binary = await anyio.to_thread.run_sync(find, settings.runsc_path)
+        runsc = Runsc(binary=binary, root=root, platform=settings.platform)
         runsc.pin()
         version = await runsc.version(within_s=_VERSION_WITHIN_S)
     except RunscError as error:
         raise ErrGVisorNotAvailable(error.detail) from error
     if is_old(version):
         raise ErrGVisorNotAvailable(
-            f"{runsc.binary} is version {version}, older than 2024-07-29, the first known to"
+            f"{binary} is version {version}, older than 2024-07-29, the first known to"
             " work: install a newer runsc, or set CORRAL_RUNSC_PATH"
         )
+    return runsc, version
+
+
+@asynccontextmanager
+async def _claimed(settings: Settings) -> AsyncIterator[tuple[Claim, CgroupHost]]:
+    """Give this worker its directory and cgroups, and remove them at the end."""
     try:
         cgroups = await anyio.to_thread.run_sync(CgroupHost.of_this_host, settings.cgroup_parent)
         await anyio.to_thread.run_sync(cgroups.prepare)
-        await anyio.to_thread.run_sync(_make_directories, directory)
+        claim = await anyio.to_thread.run_sync(Claim.make, settings.state_dir, cgroups)
     except CgroupError as error:
         raise ErrSandboxCreationFailed(str(error)) from error
     except OSError as error:
@@ -89,24 +120,11 @@ async def open_host(settings: Settings) -> AsyncIterator[Host]:
             f"{error.filename}: {error.strerror}: the worker needs to be root, and"
             f" {settings.state_dir} writable"
         ) from error
-    sandboxes = ColdStart(
-        runsc=runsc,
-        cgroups=cgroups,
-        runs=directory / "b",
-        start_timeout_s=settings.start_timeout_s,
-    )
-    host = Host(
-        images=ImageStore(settings.images),
-        sandboxes=sandboxes,
-        runsc_version=version,
-        sampler=HostSampler(directory, runsc.is_same),
-    )
     try:
-        await _self_test(host)
-        yield host
+        yield claim, cgroups
     finally:
         with anyio.move_on_after(_REMOVE_WITHIN_S, shield=True):
-            await anyio.to_thread.run_sync(_remove, directory, cgroups)
+            await anyio.to_thread.run_sync(claim.release)
 
 
 async def _self_test(host: Host) -> None:
@@ -124,14 +142,3 @@ async def _self_test(host: Host) -> None:
     ending = report.ending
     said = f"{ending}. {ending.detail}" if isinstance(ending, Fault) else str(ending)
     raise ErrGVisorNotAvailable(f"a sandbox does not boot on this host: {said}")
-
-
-def _make_directories(directory: Path) -> None:
-    directory.mkdir(parents=True, mode=0o700)
-    (directory / "r").mkdir(mode=0o700)
-    (directory / "b").mkdir(mode=0o700)
-
-
-def _remove(directory: Path, cgroups: CgroupHost) -> None:
-    shutil.rmtree(directory, ignore_errors=True)
-    cgroups.release()

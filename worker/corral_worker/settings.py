@@ -129,6 +129,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         int,
         Meta(ge=1, le=100, description="Lost leases after which a job is given up."),
     ] = 3
+    reap_every_s: Annotated[
+        float,
+        Meta(
+            ge=1,
+            le=3600,
+            description="Seconds between two looks over the host for what nobody holds any more.",
+        ),
+    ] = 30.0
     log_format: Annotated[
         LogFormat,
         Meta(description="How the log is written; auto: for people on a terminal, else JSON."),

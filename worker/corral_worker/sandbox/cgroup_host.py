@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from contextlib import suppress
 from pathlib import Path
@@ -10,6 +11,7 @@ from corral_worker.sandbox import cgroup_v1, cgroup_v2
 from corral_worker.sandbox.cgroup import CgroupError, SandboxCgroup, write
 from corral_worker.sandbox.cgroup_v1 import CgroupV1
 from corral_worker.sandbox.cgroup_v2 import CgroupV2
+from corral_worker.sandbox.holdings import beacon_of, worker_of
 
 DELEGATED = "delegated"
 """Parent that stands for the worker's own cgroup, as systemd's Delegate= hands it over."""
@@ -94,7 +96,33 @@ class CgroupHost:
         path = f"{self.parent.rstrip('/')}/{name}"
         if self._unified is not None and self.version != 1:
             return CgroupV2(self._unified, path)
-        return CgroupV1(self._hierarchies, path)
+        # runsc limits nothing in a version 2 beside version 1, but may leave a directory there.
+        unified = {"unified": self._unified} if self._unified else {}
+        return CgroupV1({**self._hierarchies, **unified}, path)
+
+    def beacon(self, worker: str) -> Path:
+        """Return the directory of the empty cgroup that stands for a worker, made or not."""
+        unified = self._unified if self.version != 1 else None
+        return (
+            (unified or self._hierarchies["memory"]) / self.parent.lstrip("/") / beacon_of(worker)
+        )
+
+    def names(self) -> set[str]:
+        """Return the names of workers and sandboxes that have a cgroup, in any hierarchy."""
+        mounts = {*self._hierarchies.values(), *([self._unified] if self._unified else [])}
+        found: set[str] = set()
+        for mount in mounts:
+            # Without the parent there are none; what is no directory is a control file.
+            with suppress(OSError), os.scandir(mount / self.parent.lstrip("/")) as entries:
+                found.update(entry.name for entry in entries if worker_of(entry.name))
+        return found
+
+    def at(self, parent: str) -> CgroupHost:
+        """Return the same host with another parent, not ``delegated``."""
+        other = copy.copy(self)
+        other.parent = parent
+        other._delegated = False  # noqa: SLF001
+        return other
 
 
 def _mounts(mountinfo: str) -> tuple[dict[str, Path], Path | None]:

@@ -29,6 +29,7 @@ from corral_worker.sandbox.cgroup import CgroupError, Counters
 from corral_worker.sandbox.cgroup_host import CgroupHost
 from corral_worker.sandbox.disk import DiskWatch
 from corral_worker.sandbox.flood import OutputMeter
+from corral_worker.sandbox.holdings import Holdings
 from corral_worker.sandbox.host_failure import host_failures
 from corral_worker.sandbox.ladder import Ladder, Life, certificate
 from corral_worker.sandbox.outcome import Ending, Evidence, decide
@@ -74,15 +75,23 @@ class ColdStart:
         runsc: the runtime.
         cgroups: where the sandboxes' cgroups are made.
         runs: directory for the bundles, used by no other worker.
+        holdings: gives the sandboxes their names; shared with whatever else starts some.
         start_timeout_s: seconds a sandbox may take until its program runs.
     """
 
     def __init__(
-        self, *, runsc: Runsc, cgroups: CgroupHost, runs: Path, start_timeout_s: float
+        self,
+        *,
+        runsc: Runsc,
+        cgroups: CgroupHost,
+        runs: Path,
+        holdings: Holdings,
+        start_timeout_s: float,
     ) -> None:
         self._runsc = runsc
         self._cgroups = cgroups
         self._runs = runs
+        self._holdings = holdings
         self._start_timeout_s = start_timeout_s
         self._ladder = Ladder(runsc)
         self._log = structlog.get_logger()
@@ -100,9 +109,8 @@ class ColdStart:
             ErrSandboxExecutionFailed: the host failed while it ran.
             ErrGVisorNotAvailable: runsc is gone, or is another one.
         """
-        place = Place(self._runs, self._cgroups)
-        life = Life(limits, self._runsc.state(place.id))
-        async with self._removed(place) as leftovers:
+        async with self._place() as (place, leftovers):
+            life = Life(limits, self._runsc.state(place.id))
             host_limits = await self._make(place, job, limits, rootfs)
             with host_failures(life):
                 await self._live(place, job, limits, life, stop)
@@ -144,18 +152,21 @@ class ColdStart:
         )
 
     @asynccontextmanager
-    async def _removed(self, place: Place) -> AsyncIterator[list[str]]:
-        leftovers: list[str] = []
-        try:
-            yield leftovers
-        finally:
-            with anyio.move_on_after(_TEARDOWN_WITHIN_S, shield=True):
-                leftovers += await anyio.to_thread.run_sync(
-                    lambda: place.remove(within_s=_REMOVE_WITHIN_S)
-                )
-                leftovers += self._runsc.forget(place.id)
-            if leftovers:
-                self._log.error("sandbox.leftovers", sandbox=place.id, leftovers=leftovers)
+    async def _place(self) -> AsyncIterator[tuple[Place, list[str]]]:
+        """Give a place, and a list that says, when the block has ended, what is left of it."""
+        with self._holdings.hold() as sandbox_id:
+            place = Place(sandbox_id, self._runs, self._cgroups)
+            leftovers: list[str] = []
+            try:
+                yield place, leftovers
+            finally:
+                with anyio.move_on_after(_TEARDOWN_WITHIN_S, shield=True):
+                    leftovers += await anyio.to_thread.run_sync(
+                        lambda: place.remove(within_s=_REMOVE_WITHIN_S)
+                    )
+                    leftovers += self._runsc.forget(place.id)
+                if leftovers:
+                    self._log.error("sandbox.leftovers", sandbox=place.id, leftovers=leftovers)
 
     async def _make(
         self, place: Place, job: Job, limits: EffectiveLimits, rootfs: Path

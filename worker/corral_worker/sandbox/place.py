@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime as dt
 import re
-import secrets
 import shutil
 import time
 from pathlib import Path, PurePosixPath
@@ -44,10 +43,15 @@ class Place:
 
     All methods block for a few milliseconds at most, :meth:`remove` up to its
     deadline: call them in a thread.
+
+    Args:
+        sandbox_id: as :class:`Holdings` gives it, held as long as this is used.
+        runs: directory for the bundles.
+        cgroups: where the cgroup is made.
     """
 
-    def __init__(self, runs: Path, cgroups: CgroupHost) -> None:
-        self.id = check_sandbox_id(f"corral-{secrets.token_hex(8)}")
+    def __init__(self, sandbox_id: str, runs: Path, cgroups: CgroupHost) -> None:
+        self.id = check_sandbox_id(sandbox_id)
         self.bundle = runs / self.id
         self.logs = Logs(directory=self.bundle)
         self.cgroup: SandboxCgroup = cgroups.sandbox(self.id)
