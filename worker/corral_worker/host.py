@@ -22,6 +22,7 @@ from corral import (
 )
 from corral_worker.admission.sampler import HostSampler
 from corral_worker.images.store import ImageStore
+from corral_worker.process.reaping import reaping
 from corral_worker.reaper.claim import Claim
 from corral_worker.reaper.reaper import Reaper
 from corral_worker.sandbox.cgroup import CgroupError
@@ -64,7 +65,7 @@ async def open_host(settings: Settings) -> AsyncIterator[Host]:
     # Every sandbox takes a handful: the usual soft limit of 1024 is soon reached.
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    async with _claimed(settings) as (claim, cgroups):
+    async with reaping(), _claimed(settings) as (claim, cgroups):
         runsc, version = await _runsc(settings, claim.runsc_root)
         holdings = Holdings(claim.worker)
         reaper = Reaper(

@@ -10,8 +10,10 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import anyio
+from anyio.lowlevel import RunVar
 
 _REAP_WITHIN_S = 5.0
+_OWNED: RunVar[set[int]] = RunVar("corral_worker.process.child.owned")
 
 
 class ChildProcess:
@@ -52,6 +54,16 @@ class ChildProcess:
             await self.wait()
         self._process.poll()
         os.close(self._pidfd)
+        owned_pids().discard(self.pid)
+
+
+def owned_pids() -> set[int]:
+    """Return the pids of all children that this run of the event loop has yet to reap."""
+    owned = _OWNED.get(None)
+    if owned is None:
+        owned = set()
+        _OWNED.set(owned)
+    return owned
 
 
 @asynccontextmanager
@@ -101,6 +113,7 @@ async def child_process(
         process.wait()
         raise
     child = ChildProcess(process, pidfd)
+    owned_pids().add(child.pid)
     try:
         if oom_score_adj is not None:
             child.set_oom_score(oom_score_adj)

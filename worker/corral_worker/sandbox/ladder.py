@@ -120,8 +120,8 @@ class Ladder:
         """End a sandbox that is being created: runsc cannot kill it (google/gvisor#14533).
 
         The process that creates it goes first, so that no program is started any more.
-        ``runsc delete`` would wait until PID 1 has reaped the orphan: for seconds where
-        PID 1 is slow, in vain where it reaps nothing. All that it cleans goes with the place.
+        There is no ``runsc delete``: it takes longer than all else together, waits for
+        the orphan to be reaped, and cleans nothing that does not go with the place.
         """
         await _kill_process(child, life)
         # A runsc that was killed has written its last word.
