@@ -9,7 +9,7 @@ PYTEST_ARGS ?= -n 4
 # The checkers' own work is on these.
 CODE := schemas worker tests tools
 
-.PHONY: help setup setup-test run test test-unit bench-queue lint types layers check format lock build clean
+.PHONY: help setup setup-test run test test-unit bench-queue bench-kill lint types layers check format lock build clean
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-11s  %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,6 +31,9 @@ test-unit: setup-test ## Run the tests that need nothing of the host
 
 bench-queue: setup-test ## Measure the queue beside a stock arq worker
 	$(BIN)/python tests/bench/bench_queue.py
+
+bench-kill: setup-test ## Measure how soon a sandbox is dead after a cancel or a limit
+	$(BIN)/python tests/bench/bench_kill.py
 
 lint: setup ## Check style and formatting
 	$(BIN)/ruff check $(CODE) && $(BIN)/ruff format --check $(CODE)

@@ -97,6 +97,10 @@ class CgroupV1:
         # At its limit the scheduler would let it die only bit by bit.
         with suppress(OSError):
             (self._cpu / "cpu.cfs_quota_us").write_text("-1")
+        # What is frozen would not die at all.
+        if "freezer" in self._directories:
+            with suppress(OSError):
+                (self._directories["freezer"] / "freezer.state").write_text("THAWED")
 
     def remove(self) -> None:
         for directory in set(self._directories.values()):

@@ -1,0 +1,192 @@
+"""Whatever of a real sandbox hangs, its end is certified in bounded time, and nothing is left."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import anyio
+import pytest
+from structlog.testing import capture_logs
+
+from corral import EffectiveLimits, Job, Outcome
+from corral.result import KillStep
+from corral_worker.process.reaping import reaping
+from corral_worker.sandbox.cgroup_host import CgroupHost
+from corral_worker.sandbox.lifecycle import ColdStart, Report
+from corral_worker.sandbox.outcome import Ending
+from corral_worker.sandbox.runsc import Runsc
+from corral_worker.sandbox.stop import Stop
+
+pytestmark = pytest.mark.live
+
+SLEEPER = Job(argv=("/bin/sh", "-c", "sleep 1000"))
+CANCELLED = Ending(outcome=Outcome.CANCELLED, signal=9)
+USUAL: tuple[KillStep, ...] = ("runsc_kill", "cgroup_kill", "runsc_delete")
+WITH_PROCESS_KILL: tuple[KillStep, ...] = (
+    "runsc_kill",
+    "cgroup_kill",
+    "process_kill",
+    "runsc_delete",
+)
+DEAD_WITHIN_S = 1.0
+"""Far from what it takes, and far below what a runsc that hangs is given."""
+WITHIN_S = 10.0
+"""All rungs' deadlines together."""
+
+
+class Sandbox:
+    """The one sandbox that runs: its processes on the host."""
+
+    def __init__(self, identifier: str, cgroups: CgroupHost) -> None:
+        self.cgroup = cgroups.sandbox(identifier)
+        self._id = identifier
+
+    def processes(self) -> set[int]:
+        return self.cgroup.processes()
+
+    def runsc_run(self) -> int:
+        """Return the pid of its ``runsc run``: the parent of the sentry, outside of the cgroup."""
+        pids = self.processes()
+        parents = {_parent(pid) for pid in pids} - pids
+        (parent,) = parents - {os.getpid()}
+        return parent
+
+
+def _parent(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+async def _running(runsc: Runsc, cgroups: CgroupHost) -> Sandbox:
+    with anyio.fail_after(30):
+        while True:
+            for file in runsc.root.glob("*.state"):
+                name, _, _ = file.name.partition("_sandbox:")
+                if runsc.state(name).status() == "running":
+                    return Sandbox(name, cgroups)
+            await anyio.sleep(0.002)
+
+
+async def _cancelled(
+    sandboxes: ColdStart,
+    runsc: Runsc,
+    cgroups: CgroupHost,
+    rootfs: Path,
+    prepare: Callable[[Sandbox], None],
+) -> Report:
+    """Run a sleeper, do something to its sandbox, cancel it, and return the report."""
+    stop = Stop()
+    reports: list[Report] = []
+
+    async def run() -> None:
+        reports.append(await sandboxes.run(SLEEPER, EffectiveLimits(wall_s=100), rootfs, stop))
+
+    async with reaping(), anyio.create_task_group() as tasks:
+        tasks.start_soon(run)
+        sandbox = await _running(runsc, cgroups)
+        prepare(sandbox)
+        began = time.monotonic()
+        stop.request("cancelled")
+    assert time.monotonic() - began < WITHIN_S
+    (report,) = reports
+    assert report.ending == CANCELLED
+    assert report.leftovers == ()
+    assert report.termination is not None
+    assert report.termination.verified_dead
+    return report
+
+
+def _stop_all_of_it(sandbox: Sandbox) -> None:
+    for pid in sandbox.processes():
+        os.kill(pid, signal.SIGSTOP)
+
+
+def _stop_runsc(sandbox: Sandbox) -> None:
+    os.kill(sandbox.runsc_run(), signal.SIGSTOP)
+
+
+async def test_a_sentry_that_is_stopped_dies_as_any_other(
+    sandboxes: ColdStart, runsc: Runsc, cgroups: CgroupHost, rootfs: Path
+) -> None:
+    report = await _cancelled(sandboxes, runsc, cgroups, rootfs, _stop_all_of_it)
+
+    assert report.termination is not None
+    assert report.termination.steps == USUAL
+    assert report.termination.latency_s < DEAD_WITHIN_S
+
+
+async def test_a_runsc_run_that_is_stopped_is_killed_after_its_sandbox(
+    sandboxes: ColdStart, runsc: Runsc, cgroups: CgroupHost, rootfs: Path
+) -> None:
+    report = await _cancelled(sandboxes, runsc, cgroups, rootfs, _stop_runsc)
+
+    assert report.termination is not None
+    assert report.termination.steps == WITH_PROCESS_KILL
+    assert report.termination.latency_s < DEAD_WITHIN_S
+
+
+async def test_a_sandbox_of_which_all_is_stopped_dies(
+    sandboxes: ColdStart, runsc: Runsc, cgroups: CgroupHost, rootfs: Path
+) -> None:
+    def stop(sandbox: Sandbox) -> None:
+        _stop_runsc(sandbox)
+        _stop_all_of_it(sandbox)
+
+    report = await _cancelled(sandboxes, runsc, cgroups, rootfs, stop)
+
+    assert report.termination is not None
+    assert report.termination.steps == WITH_PROCESS_KILL
+    assert report.termination.latency_s < DEAD_WITHIN_S
+
+
+@pytest.mark.parametrize("verb", ["kill", "delete"])
+async def test_a_runsc_that_hangs_delays_the_cleaning_up_and_not_the_death(
+    runsc: Runsc,
+    cgroups: CgroupHost,
+    rootfs: Path,
+    directory: Path,
+    tmp_path: Path,
+    verb: Literal["kill", "delete"],
+) -> None:
+    wrapper = tmp_path / "runsc"
+    wrapper.write_text(
+        f"""#!/bin/sh
+for word in "$@"; do [ "$word" = {verb} ] && exec sleep 1000; done
+exec {runsc.binary} "$@"
+"""
+    )
+    wrapper.chmod(0o755)
+    hanging = Runsc(binary=wrapper, root=runsc.root, platform=runsc.platform)
+    sandboxes = ColdStart(runsc=hanging, cgroups=cgroups, runs=directory / "b", start_timeout_s=20)
+
+    with capture_logs() as logs:
+        report = await _cancelled(sandboxes, runsc, cgroups, rootfs, lambda _: None)
+
+    assert report.termination is not None
+    assert report.termination.steps == USUAL
+    assert report.termination.latency_s < DEAD_WITHIN_S
+    assert {entry["event"] for entry in logs} == {"sandbox.rung_failed"}
+    assert any(f"runsc {verb}" in entry["detail"] for entry in logs)
+
+
+async def test_a_sandbox_that_is_frozen_dies(
+    sandboxes: ColdStart, runsc: Runsc, cgroups: CgroupHost, rootfs: Path
+) -> None:
+    freezer = Path("/sys/fs/cgroup/freezer")
+    if cgroups.version != 1:
+        pytest.skip("only version 1 has frozen processes that no signal reaches")
+    states: list[Path] = []
+
+    def freeze(sandbox: Sandbox) -> None:
+        states.append(freezer / sandbox.cgroup.runsc_path.lstrip("/") / "freezer.state")
+        states[0].write_text("FROZEN")
+
+    report = await _cancelled(sandboxes, runsc, cgroups, rootfs, freeze)
+
+    assert report.termination is not None
+    assert report.termination.latency_s < DEAD_WITHIN_S
+    assert not states[0].exists()
