@@ -363,6 +363,18 @@ def test_in_version_2_the_kernel_kills_all_at_once(tmp_path: Path) -> None:
     assert (own / "cgroup.kill").read_text() == "1"
 
 
+def test_in_version_1_what_is_frozen_is_thawed_to_die(tmp_path: Path) -> None:
+    hierarchies = {
+        name: tmp_path / name for name in ("memory", "pids", "cpu", "cpuacct", "freezer")
+    }
+    own = tmp_path / "freezer" / "corral" / "one"
+    own.mkdir(parents=True)
+
+    CgroupV1(hierarchies, "/corral/one").kill()
+
+    assert (own / "freezer.state").read_text() == "THAWED"
+
+
 def test_a_process_of_another_pid_namespace_is_never_taken_for_ourselves(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
