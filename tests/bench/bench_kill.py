@@ -23,6 +23,7 @@ from corral import EffectiveLimits, Job
 from corral_worker.images.store import ImageStore
 from corral_worker.process.reaping import reaping
 from corral_worker.sandbox.cgroup_host import CgroupHost
+from corral_worker.sandbox.holdings import Holdings
 from corral_worker.sandbox.lifecycle import ColdStart, Report
 from corral_worker.sandbox.runsc import Runsc, find
 from corral_worker.sandbox.stop import Stop
@@ -111,7 +112,11 @@ async def measure(runs: int) -> dict[str, float]:
                 platform=settings.platform,
             )
             sandboxes = ColdStart(
-                runsc=runsc, cgroups=cgroups, runs=directory / "b", start_timeout_s=60
+                runsc=runsc,
+                cgroups=cgroups,
+                runs=directory / "b",
+                holdings=Holdings("0a1b2c3d"),
+                start_timeout_s=60,
             )
             bench = Bench(sandboxes, runsc, rootfs)
             async with reaping():

@@ -17,6 +17,7 @@ from corral import EffectiveLimits, Job, Outcome
 from corral.result import KillStep
 from corral_worker.process.reaping import reaping
 from corral_worker.sandbox.cgroup_host import CgroupHost
+from corral_worker.sandbox.holdings import Holdings
 from corral_worker.sandbox.lifecycle import ColdStart, Report
 from corral_worker.sandbox.outcome import Ending
 from corral_worker.sandbox.runsc import Runsc
@@ -161,7 +162,13 @@ exec {runsc.binary} "$@"
     )
     wrapper.chmod(0o755)
     hanging = Runsc(binary=wrapper, root=runsc.root, platform=runsc.platform)
-    sandboxes = ColdStart(runsc=hanging, cgroups=cgroups, runs=directory / "b", start_timeout_s=20)
+    sandboxes = ColdStart(
+        runsc=hanging,
+        cgroups=cgroups,
+        runs=directory / "b",
+        holdings=Holdings("0a1b2c3d"),
+        start_timeout_s=20,
+    )
 
     with capture_logs() as logs:
         report = await _cancelled(sandboxes, runsc, cgroups, rootfs, lambda _: None)
