@@ -50,6 +50,8 @@ DEAD = "corral:dead"
 """Sorted set of the ids of jobs that were given up, by when in ms."""
 WORKERS = "corral:workers"
 """Sorted set of the living workers, by the time in ms at which they count as gone."""
+UNREADY_PREFIX = "corral:unready:"
+"""What the host of a worker is short of, by the worker's name, as long as it takes no jobs."""
 NOBODY = "corral:nobody"
 """Channel on which nothing is ever told."""
 SWEEPER = "corral:sweeper"
@@ -211,6 +213,7 @@ def for_lua() -> dict[str, str]:
         "sweeper": SWEEPER,
         "tenant": _TENANT_PREFIX,
         "tenants": TENANTS,
+        "unready": UNREADY_PREFIX,
         "vt": VIRTUAL_TIME,
         "wake": WAKE,
         "workers": WORKERS,

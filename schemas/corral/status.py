@@ -30,7 +30,7 @@ class WaitsFor(enum.StrEnum):
     """What keeps a queued job from starting."""
 
     WORKER = "worker"
-    """No worker is alive."""
+    """No worker is alive that takes jobs; ``hosts_short_of`` says why those that are do not."""
     RESUMPTION = "resumption"
     """Its tenant is suspended."""
     ADMISSION = "admission"
@@ -62,6 +62,8 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
     tenant_running: int = 0
     tenant_concurrency: int = 0
     """Most jobs its tenant may have running; 0 is any number."""
+    hosts_short_of: tuple[str, ...] = ()
+    """If workers are alive and none takes jobs: what their hosts are short of, such as ``disk``."""
     starts_at: dt.datetime | None = None
     """The earliest start of a job that is not to start yet."""
     worker: str | None = None
@@ -118,7 +120,7 @@ def _running(job_id: str, tenant: str, fields: Reply) -> Explanation:
         job_id=job_id,
         tenant=tenant,
         status=JobStatus.RUNNING,
-        worker=cast("bytes", worker).decode(errors="replace") or None,
+        worker=_text(worker) or None,
         claimed_at=_time(claimed) if claimed else None,
         attempt=int(attempt) if worker else None,
         begun=bool(begun),
@@ -129,7 +131,8 @@ def _running(job_id: str, tenant: str, fields: Reply) -> Explanation:
 
 
 def _queued(job_id: str, tenant: str, fields: Reply) -> Explanation:
-    start, later, ahead, suspended, closed, most, running, workers, lost = map(int, fields)
+    *numbers, short_of = fields
+    start, later, ahead, suspended, closed, most, running, workers, lost = map(int, numbers)
     holds = {
         WaitsFor.WORKER: not workers,
         WaitsFor.RESUMPTION: suspended,
@@ -146,9 +149,14 @@ def _queued(job_id: str, tenant: str, fields: Reply) -> Explanation:
         jobs_ahead=ahead,
         tenant_running=running,
         tenant_concurrency=most,
+        hosts_short_of=tuple(sorted(set(filter(None, _text(short_of).split(","))))),
         starts_at=_time(start) if later else None,
         lost_leases=lost,
     )
+
+
+def _text(field: bytes | int) -> str:
+    return cast("bytes", field).decode(errors="replace")
 
 
 def _time(ms: bytes | int) -> dt.datetime:

@@ -37,6 +37,7 @@ from corral import (
     Limits,
     Outcome,
     SubmittedJob,
+    WaitsFor,
     codec,
     keys,
 )
@@ -482,7 +483,11 @@ async def test_a_worker_takes_no_job_while_its_disk_is_full_and_goes_on_by_itsel
         waiting = await client.submit(HELLO)
         with pytest.raises(TimeoutError):
             await waiting.result(timeout=1.5)
-        assert await waiting.status() is JobStatus.QUEUED
+        with anyio.fail_after(30):
+            while not (found := await waiting.explain()).hosts_short_of:
+                await anyio.sleep(0.05)
+        assert found.status is JobStatus.QUEUED
+        assert (found.waits_for, found.hosts_short_of) == ((WaitsFor.WORKER,), ("disk",))
 
         (small_disk / "full").unlink()
         assert (await waiting.result(timeout=30)).ok

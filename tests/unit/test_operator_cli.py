@@ -141,12 +141,21 @@ def test_an_unknown_reply_is_no_explanation() -> None:
 
 
 def test_a_job_that_nothing_holds_up_waits_for_a_slot() -> None:
-    found = explained("acme:1", "acme", [b"queued", b"1000", 0, 0, 0, 0, b"2", 1, 3, 0])
+    found = explained("acme:1", "acme", [b"queued", b"1000", 0, 0, 0, 0, b"2", 1, 1, 0, b""])
 
     assert found is not None
     assert (found.status, found.waits_for) == (JobStatus.QUEUED, (WaitsFor.SLOT,))
     assert (found.tenant_running, found.tenant_concurrency) == (1, 2)
     assert found.starts_at is None
+
+
+def test_a_job_that_no_host_has_room_for_says_what_they_are_short_of() -> None:
+    reply: list[bytes | int] = [b"queued", b"1000", 0, 0, 0, 0, b"2", 1, 0, 0, b"disk,memory,disk"]
+    found = explained("acme:1", "acme", reply)
+
+    assert found is not None
+    assert (found.waits_for, found.hosts_short_of) == ((WaitsFor.WORKER,), ("disk", "memory"))
+    assert list(jobs.describe(found)) == ["no worker takes jobs: short of disk, memory"]
 
 
 # Dead letters.

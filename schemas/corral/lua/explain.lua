@@ -8,7 +8,10 @@
 --     1 if it is to be cancelled, lost leases}
 --   or {'queued', ms since 1970 of the earliest start, 1 if that is to come,
 --     jobs of the tenant before it, 1 if suspended, 1 if closed out,
---     most jobs at one time (0: any number), jobs running, workers alive, lost leases}
+--     most jobs at one time (0: any number), jobs running, 1 if a worker takes jobs, lost leases,
+--     what the hosts of those that live and take none are short of, with commas}
+
+local MOST_WORKERS = 1000
 
 local tenant, id = ARGV[1], ARGV[2]
 local dead = call('ZSCORE', K.dead, id)
@@ -40,7 +43,16 @@ if later then
   -- Those that run stand in the queue too, by the ends of their leases.
   before = before - call('ZCOUNT', K.run .. tenant, '(' .. int(now), '(' .. int(tonumber(score)))
 end
+local takes_jobs, short_of = 0, {}
+for _, worker in ipairs(call('ZRANGEBYSCORE', K.workers, '(' .. int(now), '+inf', 'LIMIT', 0, MOST_WORKERS)) do
+  local what = call('GET', K.unready .. worker)
+  if not what then
+    takes_jobs = 1
+    break
+  end
+  short_of[#short_of + 1] = what
+end
 return {'queued', int(tonumber(score)), later and 1 or 0, math.max(0, before),
   set.suspended and 1 or 0, set.closed and 1 or 0, int(set.concurrency),
   call('ZCOUNT', K.run .. tenant, '(' .. int(now), '+inf'),
-  call('ZCOUNT', K.workers, '(' .. int(now), '+inf'), lost}
+  takes_jobs, lost, takes_jobs == 0 and table.concat(short_of, ',') or ''}

@@ -85,7 +85,10 @@ def describe(job: Explanation) -> Iterator[str]:
 def _reason(job: Explanation, reason: WaitsFor) -> str:
     match reason:
         case WaitsFor.WORKER:
-            return "no worker is alive"
+            short_of = ", ".join(job.hosts_short_of)
+            return (
+                f"no worker takes jobs: short of {short_of}" if short_of else "no worker is alive"
+            )
         case WaitsFor.RESUMPTION:
             return "its tenant is suspended"
         case WaitsFor.ADMISSION:

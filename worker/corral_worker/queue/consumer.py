@@ -77,7 +77,7 @@ class Consumer:
         self._leases = Leases(redis, lease_s=lease_s)
         self._starts = Starts(redis)
         self._commits = Commits(redis, keep=keep, lease_s=lease_s)
-        self._sweeper = Sweeper(redis, worker=self.worker, keep=keep)
+        self._sweeper = Sweeper(redis, worker=self.worker, keep=keep, gate=self._gate)
         self._control = ControlChannel(redis, worker=self.worker, cancel=self._leases.cancel)
         self._service = JobService(
             supervisor=supervisor, starts=self._starts, commits=self._commits

@@ -12,6 +12,8 @@ from redis.exceptions import RedisError
 
 from corral import Outcome, Result, codec, keys
 from corral.scripts import Script
+from corral_worker.admission.decision import Shortage
+from corral_worker.admission.gate import Gate
 from corral_worker.queue.commits import Keep
 
 _LEADER_EVERY_S = 0.4
@@ -29,12 +31,16 @@ class Sweeper:
         redis: where the queues are.
         worker: this worker's name.
         keep: how long and how many results are kept.
+        gate: while it is closed, the worker is known to take no jobs.
     """
 
-    def __init__(self, redis: Redis, *, worker: str, keep: Keep) -> None:
+    def __init__(self, redis: Redis, *, worker: str, keep: Keep, gate: Gate) -> None:
         self._redis = redis
         self._worker = worker
         self._keep = keep
+        self._gate = gate
+        self._unready = keys.UNREADY_PREFIX + worker
+        self._told: frozenset[Shortage] = frozenset()
         self._script = Script(__package__, "sweep")
         self._log = structlog.get_logger()
 
@@ -73,7 +79,18 @@ class Sweeper:
             codec.encode_ending(Result(outcome=Outcome.EXPIRED)),
             *self._keep.words(),
         )
+        await self._tell()
         return reply == 1
+
+    async def _tell(self) -> None:
+        """Say what keeps the worker from taking jobs, for those who ask why theirs waits."""
+        short_of = self._gate.short_of
+        if short_of:
+            words = ",".join(sorted(short_of))
+            await self._redis.set(self._unready, words, px=round(_GONE_AFTER_S * 1000))
+        elif self._told:
+            await self._redis.delete(self._unready)
+        self._told = short_of
 
     async def leave(self) -> None:
         """Let others sweep at once, and count as gone.
@@ -82,6 +99,7 @@ class Sweeper:
             RedisError: Redis does not answer.
         """
         await cast("Awaitable[int]", self._redis.zrem(keys.WORKERS, self._worker))
+        await cast("Awaitable[int]", self._redis.delete(self._unready))
         leader = await cast("Awaitable[bytes | None]", self._redis.get(keys.SWEEPER))
         if leader is not None and leader.decode() == self._worker:
             await cast("Awaitable[int]", self._redis.delete(keys.SWEEPER))
