@@ -47,7 +47,7 @@ _PLACE = re.compile(r" - at (?:`key` in )?`\$(?P<path>[^`]*)`\Z")
 class _Envelope(msgspec.Struct, kw_only=True, omit_defaults=True):
     """arq's fields (``arq/jobs.py``), and ours: ``v``. Results have those from ``s`` on."""
 
-    v: int
+    v: Annotated[int, Meta(ge=1)]
     f: str
     et: _Milliseconds
     t: Annotated[int, Meta(ge=0, le=2**31)] | None = None
@@ -88,7 +88,8 @@ class _Version(msgspec.Struct):
 _version = msgspec.json.Decoder(_Version)
 _envelope = msgspec.json.Decoder(_Envelope)
 _ending = msgspec.json.Decoder(_Ending)
-_job = msgspec.json.Decoder(_WireJob)
+_job = msgspec.json.Decoder(Job)
+_wire_job = msgspec.json.Decoder(_WireJob)
 _arguments = msgspec.json.Decoder(tuple[msgspec.Raw])
 _keywords = msgspec.json.Decoder(_NoKeywords)
 _encoder = msgspec.json.Encoder()
@@ -119,7 +120,11 @@ def decode_job(data: bytes | memoryview) -> Job:
     """
     _check_size(data, MAX_PAYLOAD_BYTES)
     try:
-        wire = _job.decode(data)
+        return _job.decode(data)
+    except (ValueError, RecursionError):
+        pass  # it is no job, or one that names settings of the host
+    try:
+        wire = _wire_job.decode(data)
     except (ValueError, RecursionError) as error:
         raise _invalid(error) from error
     fields = {name: getattr(wire, name) for name in Job.__struct_fields__}
@@ -275,15 +280,9 @@ def _decode_ending(data: msgspec.Raw) -> Result | CorralError:
 
 def _open(data: bytes) -> _Envelope:
     try:
-        version = _version.decode(data).v
-        if version > VERSION:
-            raise ErrInvalidJob(
-                f"the envelope has version {version}, this release reads up to {VERSION}:"
-                " upgrade the older side first",
-                path="$.v",
-            )
-        return _envelope.decode(data)
+        envelope = _envelope.decode(data)
     except (ValueError, RecursionError) as error:
+        _check_version(_version_of(data))
         if data[:1] == b"\x80":
             raise ErrInvalidJob(
                 "this is a pickle, which corral refuses: give arq"
@@ -291,6 +290,25 @@ def _open(data: bytes) -> _Envelope:
                 " job_deserializer=corral.codec.deserialize"
             ) from error
         raise _invalid(error) from error
+    _check_version(envelope.v)
+    return envelope
+
+
+def _version_of(data: bytes) -> int:
+    """Return the version of an envelope that cannot be read; ours if that cannot be either."""
+    try:
+        return _version.decode(data).v
+    except (ValueError, RecursionError):
+        return VERSION
+
+
+def _check_version(version: int) -> None:
+    if version > VERSION:
+        raise ErrInvalidJob(
+            f"the envelope has version {version}, this release reads up to {VERSION}:"
+            " upgrade the older side first",
+            path="$.v",
+        )
 
 
 def _check_size(data: bytes | memoryview, most: int) -> None:

@@ -16,6 +16,7 @@ from corral import keys
 _LISTEN_S = 5.0
 _AGAIN_AFTER_S = 0.2
 _SUBSCRIBED_WITHIN_S = 1.0
+_MOST_LEFT = 64
 
 
 class _Watch:
@@ -59,6 +60,8 @@ class DoneListener:
         self._redis = redis
         self._channel: PubSub | None = None
         self._watches: dict[str, _Watch] = {}
+        self._left: list[str] = []
+        """Channels that nobody listens to any more: left together, now and then."""
         self._reader: asyncio.Task[None] | None = None
 
     @asynccontextmanager
@@ -81,7 +84,7 @@ class DoneListener:
             watch.watchers -= 1
             if not watch.watchers:
                 del self._watches[name]
-                await self._unsubscribe(name)
+                self._left.append(name)
 
     async def aclose(self) -> None:
         """Close the connection."""
@@ -98,11 +101,6 @@ class DoneListener:
             with contextlib.suppress(RedisError, OSError):
                 await self._channel.subscribe(name)
 
-    async def _unsubscribe(self, name: str) -> None:
-        if self._channel is not None and self._channel.subscribed:
-            with contextlib.suppress(RedisError, OSError):
-                await self._channel.unsubscribe(name)
-
     async def _read(self) -> None:
         while True:
             with contextlib.suppress(RedisError, OSError):
@@ -114,6 +112,7 @@ class DoneListener:
             await asyncio.sleep(_AGAIN_AFTER_S)
 
     async def _read_from(self, channel: PubSub) -> None:
+        self._left.clear()
         # Without one, redis-py returns at once when nothing is subscribed to.
         await channel.subscribe(keys.NOBODY)
         if self._watches:
@@ -121,6 +120,8 @@ class DoneListener:
         self._channel = channel
         while True:
             message = await channel.get_message(timeout=_LISTEN_S)
+            if message is None or len(self._left) >= _MOST_LEFT:
+                await self._leave(channel)
             if message is None:
                 continue
             watch = self._watches.get(message["channel"].decode(errors="replace"))
@@ -131,3 +132,9 @@ class DoneListener:
             elif message["type"] == "message":
                 watch.data = message["data"]
                 watch.done.set()
+
+    async def _leave(self, channel: PubSub) -> None:
+        names = {*self._left} - self._watches.keys()
+        self._left.clear()
+        if names:
+            await channel.unsubscribe(*names)

@@ -157,10 +157,11 @@ class SubmittedJob:
         pause = _FIRST_LOOK_S
         async with self._listener.watching(self.id) as done:
             while True:
-                async with reaching(self._redis), self._redis.pipeline(transaction=True) as pipe:
-                    pipe.get(keys.result(self.id))
+                async with reaching(self._redis), self._redis.pipeline(transaction=False) as pipe:
+                    # In this order: whoever ends a job writes its result as it leaves the queue.
                     pipe.zscore(keys.queue(self.tenant), self.id)
-                    data, score = await pipe.execute()
+                    pipe.get(keys.result(self.id))
+                    score, data = await pipe.execute()
                 if data is not None:
                     return bytes(data)
                 if score is None:
