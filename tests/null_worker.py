@@ -15,25 +15,23 @@ import structlog
 
 from corral.connection import connect
 from corral_worker.executor.null import NullExecutor
-from corral_worker.executor.supervisor import Supervisor
 from corral_worker.queue.consumer import Consumer
 
 
 async def serve(url: str, slots: int, lease_s: float) -> None:
     redis = connect(url)
     with anyio.open_signal_receiver(signal.SIGTERM) as signals:
-        async with Supervisor.open(NullExecutor(), slots=slots) as supervisor:
-            consumer = Consumer(
-                redis=redis, supervisor=supervisor, tenants=(), slots=slots, lease_s=lease_s
-            )
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(consumer.run)
-                sys.stdout.write(f"{consumer.worker}\n")
-                sys.stdout.flush()
-                async for _ in signals:
-                    break
-                await consumer.drain(grace_s=0.2)
-                tasks.cancel_scope.cancel()
+        consumer = Consumer(
+            redis=redis, executor=NullExecutor(), tenants=(), slots=slots, lease_s=lease_s
+        )
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(consumer.run)
+            sys.stdout.write(f"{consumer.worker}\n")
+            sys.stdout.flush()
+            async for _ in signals:
+                break
+            await consumer.drain(grace_s=0.2)
+            tasks.cancel_scope.cancel()
     await redis.aclose(close_connection_pool=True)
 
 

@@ -37,7 +37,6 @@ from corral import (
 from corral_worker.cli.root import corral
 from corral_worker.executor.executor import Attempt
 from corral_worker.executor.null import NullExecutor
-from corral_worker.executor.supervisor import Supervisor
 from corral_worker.queue.claims import Claims
 from corral_worker.queue.consumer import Consumer
 from corral_worker.sandbox.stop import Stop
@@ -69,16 +68,12 @@ class Guarding(NullExecutor):
 @asynccontextmanager
 async def serving(redis: ArqRedis, *, slots: int = 8) -> AsyncIterator[Guarding]:
     executor = Guarding()
-    async with (
-        Supervisor.open(executor, slots=slots) as supervisor,
-        anyio.create_task_group() as tasks,
-    ):
-        consumer = Consumer(redis=redis, supervisor=supervisor, tenants=(), slots=slots)
+    async with anyio.create_task_group() as tasks:
+        consumer = Consumer(redis=redis, executor=executor, tenants=(), slots=slots)
         tasks.start_soon(consumer.run)
         try:
             yield executor
         finally:
-            supervisor.stop_all("shutdown")
             tasks.cancel_scope.cancel()
 
 

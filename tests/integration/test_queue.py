@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -24,6 +25,7 @@ from corral import (
     ErrQuotaExceeded,
     ErrSecurityViolation,
     ErrWorkerLost,
+    Fault,
     Job,
     JobCancelled,
     Outcome,
@@ -34,7 +36,6 @@ from corral import (
 )
 from corral_worker.executor.executor import Attempt
 from corral_worker.executor.null import NullExecutor
-from corral_worker.executor.supervisor import Supervisor
 from corral_worker.queue.commits import Keep
 from corral_worker.queue.consumer import Consumer
 from corral_worker.sandbox.stop import Stop
@@ -43,6 +44,7 @@ QUEUE = "arq:queue:acme"
 ECHO = Job(argv=("echo", "hello"))
 SLEEP = Job(argv=("sleep", "60"))
 NAP = Job(argv=("sleep", "0.05"))
+SOON_S = 30
 
 
 class Watched(NullExecutor):
@@ -82,13 +84,10 @@ def serving(redis_client: ArqRedis, executor: Watched) -> Serving:
     async def serve(
         *, slots: int = 4, lease_s: float = 10.0, drain_s: float | None = None
     ) -> AsyncIterator[Consumer]:
-        async with (
-            Supervisor.open(executor, slots=slots) as supervisor,
-            anyio.create_task_group() as tasks,
-        ):
+        async with anyio.create_task_group() as tasks:
             consumer = Consumer(
                 redis=redis_client,
-                supervisor=supervisor,
+                executor=executor,
                 tenants={"acme"},
                 slots=slots,
                 lease_s=lease_s,
@@ -100,7 +99,6 @@ def serving(redis_client: ArqRedis, executor: Watched) -> Serving:
                 if drain_s is not None:
                     await consumer.drain(drain_s)
             finally:
-                supervisor.stop_all("shutdown")
                 tasks.cancel_scope.cancel()
 
     return serve
@@ -581,6 +579,37 @@ async def test_a_poisoned_payload_fails_alone_and_is_kept_aside(
     assert path == caught.value.path
     assert await redis_client.get(keys.dead("acme:poison")) == payload
     assert await redis_client.zrange(keys.DEAD, 0, -1) == [b"acme:poison"]
+
+
+async def test_a_bug_of_the_executor_ends_its_job_alone_and_tells_nothing_of_the_host(
+    client: Client,
+    serving: Serving,
+    executor: Watched,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def crash(attempt: Attempt, stop: Stop) -> Result:
+        raise LookupError("/root/.ssh is readable")
+
+    async with serving():
+        with monkeypatch.context() as patch:
+            patch.setattr(executor, "execute", crash)
+            with pytest.raises(Fault, match="LookupError") as caught:
+                await (await client.submit(ECHO, tenant="acme")).result(timeout=SOON_S)
+        assert (await (await client.submit(ECHO, tenant="acme")).result(timeout=SOON_S)).ok
+
+    assert "/root" not in str(caught.value)
+    assert (caught.value.retry_safety, caught.value.retryable) == ("unknown", False)
+
+
+async def test_a_job_due_at_no_time_at_all_stops_no_worker(
+    client: Client, redis_client: ArqRedis, serving: Serving
+) -> None:
+    for score in (math.inf, -math.inf, 1e300):
+        await redis_client.zadd(QUEUE, {f"acme:{score}": score})
+    async with serving():
+        assert (await (await client.submit(ECHO, tenant="acme")).result(timeout=SOON_S)).ok
+        with pytest.raises(ErrJobNotFound):
+            await client.job("acme:unknown").result(timeout=SOON_S)
 
 
 async def test_names_that_are_no_text_stop_no_worker(

@@ -23,7 +23,6 @@ from corral.connection import connect
 from corral.scripts import Script
 from corral_worker.executor.executor import Attempt
 from corral_worker.executor.null import NullExecutor
-from corral_worker.executor.supervisor import Supervisor
 from corral_worker.queue.claims import Claims
 from corral_worker.queue.consumer import Consumer
 from corral_worker.sandbox.stop import Stop
@@ -61,18 +60,14 @@ async def serving(
     redis: ArqRedis, *, slots: int = 4, lease_s: float = LEASE_S
 ) -> AsyncIterator[Noting]:
     executor = Noting()
-    async with (
-        Supervisor.open(executor, slots=slots) as supervisor,
-        anyio.create_task_group() as tasks,
-    ):
+    async with anyio.create_task_group() as tasks:
         consumer = Consumer(
-            redis=redis, supervisor=supervisor, tenants=(), slots=slots, lease_s=lease_s
+            redis=redis, executor=executor, tenants=(), slots=slots, lease_s=lease_s
         )
         tasks.start_soon(consumer.run)
         try:
             yield executor
         finally:
-            supervisor.stop_all("shutdown")
             tasks.cancel_scope.cancel()
 
 

@@ -212,7 +212,7 @@ class Sequences(RuleBasedStateMachine):
 
     @rule(one=held)
     def start(self, one: Held) -> None:
-        reply = self.run("begin", one.tenant, one.job_id, one.token)
+        reply = self.run("begin", one.job_id, one.token)
         if not self._is_live(one):
             assert reply == [0]
         else:

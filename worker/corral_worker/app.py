@@ -15,7 +15,6 @@ from corral_worker.admission.decision import Shortage
 from corral_worker.admission.gate import Gate
 from corral_worker.admission.watch import AdmissionWatch
 from corral_worker.executor.executor import Executor, Runtime
-from corral_worker.executor.supervisor import Supervisor
 from corral_worker.host import Host, open_host
 from corral_worker.queue.commits import Keep
 from corral_worker.queue.consumer import Consumer
@@ -65,14 +64,11 @@ async def _serve(settings: Settings, *, ready: anyio.Event, stopping: anyio.Even
         _redis(settings) as redis,
         open_host(settings) as host,
         _admission(settings, host, manager, gate) as admission,
-        Supervisor.open(
-            _executor(settings, host, on_fault=admission.suspect), slots=settings.slots
-        ) as supervisor,
         anyio.create_task_group() as tasks,
     ):
         consumer = Consumer(
             redis=redis,
-            supervisor=supervisor,
+            executor=_executor(settings, host, on_fault=admission.suspect),
             tenants={_DEFAULT_TENANT, *settings.tenants},
             slots=settings.slots,
             lease_s=settings.lease_s,

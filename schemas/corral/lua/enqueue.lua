@@ -77,10 +77,10 @@ for _, at in ipairs(new) do
   if ARGV[at + 5] ~= '' then
     start = math.max(now, tonumber(ARGV[at + 5]))
   end
-  call('SET', K.job .. id, ARGV[at + 3], 'PX', int(start - now + tonumber(ARGV[at + 7])))
-  call('ZADD', K.queue .. tenant, int(start), id)
+  call('SET', K.job .. id, ARGV[at + 3], 'PX', start - now + tonumber(ARGV[at + 7]))
+  call('ZADD', K.queue .. tenant, start, id)
   if ARGV[at + 6] ~= '' then
-    call('ZADD', K.deadlines, int(start + tonumber(ARGV[at + 6])), id)
+    call('ZADD', K.deadlines, start + tonumber(ARGV[at + 6]), id)
   end
   touched[tenant] = true
 end

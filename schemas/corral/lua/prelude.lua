@@ -23,6 +23,7 @@ local MOST_INLINE = 16384
 local clock_time = call('TIME')
 local now = clock_time[1] * 1000 + math.floor(clock_time[2] / 1000)
 
+-- A number as text. Redis does it by itself, and quicker, for whole ones handed to a command.
 local function int(number)
   return string.format('%.0f', number)
 end
@@ -57,11 +58,19 @@ local function settings(tenant)
 end
 
 -- What a script changes of these is written once, at its end: see `flush`.
-local vts, estimates, changed = {}, {}, {}
+local vts, changed = {}, {}
+local estimates, learned = {}, {}
 local clock, clock_changed
 local hinted = false
-local aborts = call('EXISTS', K.abort) == 1
-local deadlines = call('EXISTS', K.deadlines) == 1
+local there = {}
+
+-- Whether there is anything at a key; asked once.
+local function exists(key)
+  if there[key] == nil then
+    there[key] = call('EXISTS', key) == 1
+  end
+  return there[key]
+end
 
 -- Wakes a worker, at the script's end.
 local function hint()
@@ -95,7 +104,7 @@ end
 local function flush()
   local hash, scores, tenants = {}, {}, 0
   for tenant in pairs(changed) do
-    local vt = int(vts[tenant])
+    local vt = vts[tenant]
     hash[#hash + 1], hash[#hash + 2] = tenant, vt
     scores[#scores + 1], scores[#scores + 2] = vt, tenant
     if #hash == 1000 then
@@ -108,11 +117,11 @@ local function flush()
     call('HSET', K.vt, unpack(hash))
     call('ZADD', K.ready, 'XX', unpack(scores))
   end
-  for tenant, changed_estimate in pairs(estimates) do
-    call('HSET', K.estimate, tenant, int(changed_estimate))
+  for tenant in pairs(learned) do
+    call('HSET', K.estimate, tenant, estimates[tenant])
   end
   if clock_changed then
-    call('SET', K.clock, int(clock))
+    call('SET', K.clock, clock)
   end
   if hinted and call('LLEN', K.wake) < MOST_HINTS then
     call('RPUSH', K.wake, '1')
@@ -131,7 +140,7 @@ end
 
 local function park(tenant, at)
   call('ZREM', K.ready, tenant)
-  call('ZADD', K.later, int(at), tenant)
+  call('ZADD', K.later, at, tenant)
   return false
 end
 
@@ -154,7 +163,7 @@ local function arm(tenant)
     return park(tenant, now + LOOK_AGAIN_AT_SUSPENDED)
   end
   if set.concurrency > 0 then
-    call('ZREMRANGEBYSCORE', run, '-inf', int(now))
+    call('ZREMRANGEBYSCORE', run, '-inf', now)
     if call('ZCARD', run) >= set.concurrency then
       local first = call('ZRANGE', run, 0, 0, 'WITHSCORES')
       return park(tenant, tonumber(first[2]))
@@ -166,8 +175,10 @@ local function arm(tenant)
   if not ready then
     call('ZREM', K.later, tenant)
     local vt = math.max(entry(), vt_of(tenant))
-    set_vt(tenant, vt)
-    call('ZADD', K.ready, int(vt), tenant)
+    if vt ~= vt_of(tenant) then
+      set_vt(tenant, vt)
+    end
+    call('ZADD', K.ready, vt, tenant)
   end
   return true
 end
@@ -180,7 +191,12 @@ local function charge(tenant, ms)
 end
 
 local function estimate(tenant)
-  return estimates[tenant] or tonumber(call('HGET', K.estimate, tenant) or FIRST_ESTIMATE)
+  local ms = estimates[tenant]
+  if not ms then
+    ms = tonumber(call('HGET', K.estimate, tenant) or FIRST_ESTIMATE)
+    estimates[tenant] = ms
+  end
+  return ms
 end
 
 -- Settles what an attempt cost: it was claimed then, and charged so much.
@@ -189,34 +205,45 @@ local function settle(tenant, claimed, charged)
     local took = math.max(0, now - tonumber(claimed))
     charge(tenant, took - tonumber(charged))
     estimates[tenant] = math.floor(estimate(tenant) * 0.8 + took * 0.2 + 0.5)
+    learned[tenant] = true
   end
 end
 
 local streams = {}
 
--- Writes the one and only ending of a job and forgets all else about it.
+-- Writes the one and only ending of a job, and tells of it; `forget` belongs to it.
 -- `keep` has ms for the result, entries for the stream, and the most bytes
 -- a result may have to stand in the stream itself.
 local function finish(tenant, id, data, outcome, keep)
-  call('SET', K.result .. id, data, 'PX', int(keep.ms))
-  call('DEL', K.in_progress .. id, K.state .. id, K.retry .. id, K.job .. id)
-  call('ZREM', K.queue .. tenant, id)
-  call('ZREM', K.run .. tenant, id)
-  if aborts then
-    call('ZREM', K.abort, id)
-  end
-  if deadlines then
-    call('ZREM', K.deadlines, id)
-  end
+  call('SET', K.result .. id, data, 'PX', keep.ms)
   call('PUBLISH', K.done .. id, #data <= MOST_INLINE and data or '')
   if keep.entries > 0 then
     local stream = K.results .. tenant
-    call('XADD', stream, 'MAXLEN', '~', int(keep.entries), '*', 'id', id, 'outcome', outcome,
+    call('XADD', stream, 'MAXLEN', '~', keep.entries, '*', 'id', id, 'outcome', outcome,
       'data', #data <= keep.inline and data or '')
     if not streams[tenant] then
       streams[tenant] = true
-      call('PEXPIRE', stream, int(keep.ms))
+      call('PEXPIRE', stream, keep.ms)
     end
+  end
+end
+
+-- Leaves nothing of a tenant's jobs but their results.
+local function forget(tenant, ids)
+  local names = {}
+  for _, id in ipairs(ids) do
+    local at = #names
+    names[at + 1], names[at + 2] = K.in_progress .. id, K.state .. id
+    names[at + 3], names[at + 4] = K.retry .. id, K.job .. id
+  end
+  call('DEL', unpack(names))
+  call('ZREM', K.queue .. tenant, unpack(ids))
+  call('ZREM', K.run .. tenant, unpack(ids))
+  if exists(K.abort) then
+    call('ZREM', K.abort, unpack(ids))
+  end
+  if exists(K.deadlines) then
+    call('ZREM', K.deadlines, unpack(ids))
   end
 end
 
@@ -230,6 +257,7 @@ local function finish_queued(tenant, id, ending, outcome, keep)
     .. int(queued) .. ',"a":[],"k":{},"s":false,"r":' .. ending .. ',"st":' .. int(now)
     .. ',"ft":' .. int(now) .. ',"q":' .. cjson.encode(K.queue .. tenant)
     .. ',"id":' .. cjson.encode(id) .. '}', outcome, keep)
+  forget(tenant, {id})
   if arm(tenant) then
     hint()
   end
@@ -248,7 +276,7 @@ local function cancel(tenant, id, ending, keep)
       call('PUBLISH', K.control .. string.match(lock, '^(.*):'), lock)
     else
       -- A stock arq worker holds it.
-      call('ZADD', K.abort, int(now), id)
+      call('ZADD', K.abort, now, id)
     end
     return 'running'
   end

@@ -89,12 +89,11 @@ class Claims:
             _MOST_BYTES_AT_ONCE,
         )
         self._nonce = secrets.token_hex(8)
-        _now, due, jobs = cast("tuple[bytes, bytes, list[Sequence[bytes]]]", reply)
-        next_due_ms = int(due)
+        _now, due_ms, jobs = cast("tuple[int, int, list[Sequence[bytes]]]", reply)
         return Batch(
             claims=tuple(map(_claim, jobs)),
             asked_at=asked_at,
-            next_due_s=None if next_due_ms < 0 else next_due_ms / 1000,
+            next_due_s=None if due_ms < 0 else due_ms / 1000,
         )
 
     async def wait(self, next_due_s: float | None) -> None:

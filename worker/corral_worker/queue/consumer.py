@@ -14,12 +14,11 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from corral_worker.admission.gate import Gate
-from corral_worker.executor.supervisor import Supervisor
 from corral_worker.queue.claims import Batch, Claims
 from corral_worker.queue.commits import Commits, Keep
 from corral_worker.queue.control import ControlChannel
 from corral_worker.queue.leases import Lease, Leases
-from corral_worker.queue.service import JobService
+from corral_worker.queue.service import Executes, JobService
 from corral_worker.queue.starts import Starts
 from corral_worker.queue.sweeper import Sweeper
 
@@ -42,7 +41,7 @@ class Consumer:
 
     Args:
         redis: where the queues are.
-        supervisor: runs the attempts.
+        executor: runs the attempts.
         tenants: tenants whose queues are served though no client has noted them.
         slots: most jobs held at one time.
         lease_s: seconds after which the jobs of a dead worker are another's.
@@ -56,7 +55,7 @@ class Consumer:
         self,
         *,
         redis: Redis,
-        supervisor: Supervisor,
+        executor: Executes,
         tenants: Iterable[str],
         slots: int,
         lease_s: float = 10.0,
@@ -67,7 +66,6 @@ class Consumer:
     ) -> None:
         keep = keep or Keep()
         self.worker = worker or worker_name()
-        self._supervisor = supervisor
         self._tenants = frozenset(tenants)
         self._slots = slots
         self._gate = gate or Gate()
@@ -79,9 +77,7 @@ class Consumer:
         self._commits = Commits(redis, keep=keep, lease_s=lease_s)
         self._sweeper = Sweeper(redis, worker=self.worker, keep=keep, gate=self._gate)
         self._control = ControlChannel(redis, worker=self.worker, cancel=self._leases.cancel)
-        self._service = JobService(
-            supervisor=supervisor, starts=self._starts, commits=self._commits
-        )
+        self._service = JobService(executor=executor, starts=self._starts, commits=self._commits)
         self._draining = False
         self._claiming = anyio.CancelScope()
         self._waiting = anyio.CancelScope()
@@ -123,9 +119,8 @@ class Consumer:
         with anyio.move_on_after(grace_s):
             await self._idle()
         self._leases.stop_all("shutdown")
-        await self._supervisor.idle()
-        with anyio.move_on_after(_SETTLE_WITHIN_S):
-            await self._idle()
+        # No deadline: sandboxes end within the executor's own, commits within a lease.
+        await self._idle()
         try:
             with anyio.move_on_after(_SETTLE_WITHIN_S):
                 await self._sweeper.leave()
@@ -167,7 +162,7 @@ class Consumer:
         for claim in batch.claims:
             lease = self._leases.hold(claim, asked_at=batch.asked_at)
             if self._draining:
-                lease.stop("shutdown")
+                lease.stop.request("shutdown")
             tasks.start_soon(self._serve_job, lease)
         if len(batch.claims) < most and not self._draining:
             # There was no more: what comes now comes with a hint.

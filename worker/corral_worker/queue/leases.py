@@ -12,9 +12,9 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from corral.scripts import Script
-from corral_worker.executor.supervisor import RunningAttempt
 from corral_worker.queue.claims import Claim
 from corral_worker.sandbox.outcome import KillCause
+from corral_worker.sandbox.stop import Stop
 
 _RENEWALS = 3
 """In one lease: two may fail before the third matters."""
@@ -26,7 +26,7 @@ _CANCELLED = 2
 
 
 class Lease:
-    """The right to one attempt, and what is to be stopped when it is lost."""
+    """The right to one attempt, and the attempt's end when it is lost."""
 
     def __init__(self, claim: Claim, *, safe_until: float) -> None:
         self.claim = claim
@@ -35,26 +35,8 @@ class Lease:
         self.lost = False
         self.settling = False
         """Whether its end is being written: then the lease may be gone before that is known."""
-        self._running: RunningAttempt | None = None
-        self._cause: KillCause | None = None
-
-    def bind(self, running: RunningAttempt) -> None:
-        """Say what runs under the lease. A stop that came earlier is passed on."""
-        self._running = running
-        if self._cause is not None:
-            running.stop(self._cause)
-
-    def stop(self, cause: KillCause) -> None:
-        """Ask for the attempt's end. Returns at once; the first cause counts."""
-        if self._cause is None:
-            self._cause = cause
-            if self._running is not None:
-                self._running.stop(cause)
-
-    @property
-    def stopped_for(self) -> KillCause | None:
-        """Why the end was asked for, if it was."""
-        return self._cause
+        self.stop = Stop()
+        """Ends the attempt, also one that is still to begin."""
 
 
 class Leases:
@@ -78,7 +60,7 @@ class Leases:
         lease = Lease(claim, safe_until=asked_at + self._safe_s)
         if time.monotonic() >= lease.safe_until:
             # The reply took so long that nothing may be started: hand the job back.
-            lease.stop("shutdown")
+            lease.stop.request("shutdown")
         self._held[claim.token] = lease
         return lease
 
@@ -89,12 +71,12 @@ class Leases:
     def cancel(self, token: str) -> None:
         """Stop the attempt with this token, if it is this worker's and still runs."""
         if lease := self._held.get(token):
-            lease.stop("cancelled")
+            lease.stop.request("cancelled")
 
     def stop_all(self, cause: KillCause) -> None:
         """Ask every attempt to end."""
         for lease in tuple(self._held.values()):
-            lease.stop(cause)
+            lease.stop.request(cause)
 
     def __len__(self) -> int:
         return len(self._held)
@@ -125,7 +107,7 @@ class Leases:
             for lease in tuple(self._held.values()):
                 if now >= lease.safe_until and not lease.lost and not lease.settling:
                     lease.lost = True
-                    lease.stop("shutdown")
+                    lease.stop.request("shutdown")
                     self._log.warning("lease.given_up", job_id=lease.claim.job_id)
 
     async def _renew(self) -> None:
@@ -145,11 +127,11 @@ class Leases:
                 continue
             lease.safe_until = asked_at + self._safe_s
             if answer == _CANCELLED:
-                lease.stop("cancelled")
+                lease.stop.request("cancelled")
 
     def _lose(self, lease: Lease) -> None:
         ours = lease.claim.token in self._held and not lease.settling
         if ours and not lease.lost:
             lease.lost = True
-            lease.stop("shutdown")
+            lease.stop.request("shutdown")
             self._log.warning("lease.lost", job_id=lease.claim.job_id)

@@ -6,7 +6,7 @@ import datetime as dt
 import time
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import cast
+from typing import Protocol, cast
 
 import msgspec
 import structlog
@@ -25,15 +25,26 @@ from corral import (
     keys,
 )
 from corral_worker.executor.executor import Attempt
-from corral_worker.executor.supervisor import Supervisor
 from corral_worker.queue.claims import Claim
 from corral_worker.queue.commits import Commit, Commits
 from corral_worker.queue.leases import Lease
 from corral_worker.queue.starts import Starts
 from corral_worker.queue.tenant_config import decode_policy
+from corral_worker.sandbox.stop import Stop
 
 _LOST_TOO_OFTEN = "lost_leases"
 _INVALID = "invalid_job"
+
+
+class Executes(Protocol):
+    """What runs one attempt to its end."""
+
+    async def execute(self, attempt: Attempt, stop: Stop) -> Result:
+        """Return how the attempt ended; ``stop`` ends it earlier.
+
+        Raises:
+            CorralError: it was rejected, or a fault struck.
+        """
 
 
 class _Ending(msgspec.Struct, frozen=True, kw_only=True):
@@ -47,13 +58,13 @@ class JobService:
     """Brings claimed jobs to their ends.
 
     Args:
-        supervisor: runs the attempts.
+        executor: runs the attempts.
         starts: marks that a program starts.
         commits: writes how attempts ended.
     """
 
-    def __init__(self, *, supervisor: Supervisor, starts: Starts, commits: Commits) -> None:
-        self._supervisor = supervisor
+    def __init__(self, *, executor: Executes, starts: Starts, commits: Commits) -> None:
+        self._executor = executor
         self._starts = starts
         self._commits = commits
         self._log = structlog.get_logger()
@@ -131,11 +142,11 @@ class JobService:
                 retry_safety="unknown",
             )
         else:
-            running = self._supervisor.start(
-                _attempt(claim, job, narrowing, partial(self._starts.begin, lease))
-            )
-            lease.bind(running)
-            how = await running.ended()
+            attempt = _attempt(claim, job, narrowing, partial(self._starts.begin, lease))
+            try:
+                how = await self._executor.execute(attempt, lease.stop)
+            except CorralError as error:
+                how = error
         return _Ending(how=how, attempts=job.attempts, enqueued_ms=enqueued_ms)
 
     async def _settle(self, lease: Lease, ending: _Ending, began_ms: int) -> Commit:
@@ -143,7 +154,7 @@ class JobService:
         how = ending.how
         if isinstance(how, ErrWorkerLost) and not ending.dead:
             started = how.retry_safety != "not_started"
-            another = lease.stopped_for == "shutdown" and lease.claim.starts + 1 < ending.attempts
+            another = lease.stop.cause == "shutdown" and lease.claim.starts + 1 < ending.attempts
             if another or not started:
                 answer = await self._commits.hand_back(lease, started=started)
                 if answer is not Commit.CANCELLED:
@@ -151,7 +162,7 @@ class JobService:
                 how = Result(outcome=Outcome.CANCELLED)
         return await self._commits.final(
             lease,
-            _encode(lease.claim, how, ending.enqueued_ms or began_ms, began_ms),
+            _encode(lease.claim, how, ending.enqueued_ms, began_ms),
             outcome=str(how.outcome) if isinstance(how, Result) else how.code,
             dead=ending.dead,
         )
@@ -178,12 +189,14 @@ def _attempt(
     )
 
 
-def _encode(claim: Claim, how: Result | CorralError, enqueued_ms: int, began_ms: int) -> bytes:
+def _encode(
+    claim: Claim, how: Result | CorralError, enqueued_ms: int | None, began_ms: int
+) -> bytes:
     return codec.serialize(
         {
             "t": claim.starts + 1,
             "f": keys.FUNCTION,
-            "et": enqueued_ms,
+            "et": began_ms - round(claim.queued_s * 1000) if enqueued_ms is None else enqueued_ms,
             "s": isinstance(how, Result) and how.outcome is not Outcome.CANCELLED,
             "r": how,
             "st": began_ms,

@@ -44,7 +44,7 @@ class Starts:
         """
         answer = await self._ask(lease)
         if answer == _CANCELLED:
-            lease.stop("cancelled")
+            lease.stop.request("cancelled")
         elif answer != _GO_ON or lease.lost:
             lease.lost = True
             raise ErrWorkerLost("the worker lost the job before its program started")
@@ -55,16 +55,12 @@ class Starts:
                 return await self._batcher.ask(lease)
             except (RedisError, OSError) as error:
                 # To ask again is harmless. The lease's guard ends it.
-                if lease.stopped_for is not None:
+                if lease.stop.cause is not None:
                     raise ErrWorkerLost(
                         "Redis did not answer when the program was about to start"
                     ) from error
                 await anyio.sleep(_AGAIN_AFTER_S)
 
     async def _send(self, leases: Sequence[Lease]) -> Sequence[int]:
-        words = [
-            word
-            for lease in leases
-            for word in (lease.claim.tenant, lease.claim.job_id, lease.claim.token)
-        ]
+        words = [word for lease in leases for word in (lease.claim.job_id, lease.claim.token)]
         return cast("Sequence[int]", await self._script.run(self._redis, *words))

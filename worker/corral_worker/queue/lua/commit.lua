@@ -10,18 +10,19 @@
 local keep = {ms = tonumber(ARGV[1]), entries = tonumber(ARGV[2]), inline = tonumber(ARGV[3])}
 local KEEP_DEAD = 30 * 86400000
 local answers = {}
-local touched = {}
+local finished, touched = {}, {}
 
-local function bury(id, tenant, why, state)
+local function bury(id, tenant, why)
+  local state = call('HMGET', K.state .. id, 'lost', 'starts')
   if call('EXISTS', K.job .. id) == 1 then
     call('RENAME', K.job .. id, K.dead_job .. id)
-    call('PEXPIRE', K.dead_job .. id, int(KEEP_DEAD))
+    call('PEXPIRE', K.dead_job .. id, KEEP_DEAD)
   end
-  call('HSET', K.death .. id, 'tenant', tenant, 'why', why, 'lost', state[7] or '0',
-    'starts', state[8] or '0')
-  call('PEXPIRE', K.death .. id, int(KEEP_DEAD))
-  call('ZREMRANGEBYSCORE', K.dead, '-inf', int(now - KEEP_DEAD))
-  call('ZADD', K.dead, int(now), id)
+  call('HSET', K.death .. id, 'tenant', tenant, 'why', why, 'lost', state[1] or '0',
+    'starts', state[2] or '0')
+  call('PEXPIRE', K.death .. id, KEEP_DEAD)
+  call('ZREMRANGEBYSCORE', K.dead, '-inf', now - KEEP_DEAD)
+  call('ZADD', K.dead, now, id)
   if call('ZCARD', K.dead) > MOST_DEAD then
     local oldest = call('ZPOPMIN', K.dead)
     call('DEL', K.dead_job .. oldest[1], K.death .. oldest[1])
@@ -29,42 +30,53 @@ local function bury(id, tenant, why, state)
 end
 
 -- The job gets its place in the queue back.
-local function hand_back(tenant, id, state, forgive)
+local function hand_back(tenant, id, forgive)
   local key = K.state .. id
-  if forgive == '1' and state[4] and state[4] == state[6] then
+  local state = call('HMGET', key, 'started', 'token', 'due')
+  if forgive == '1' and state[1] and state[1] == state[2] then
     call('HINCRBY', key, 'starts', -1)
   end
   call('DEL', K.in_progress .. id)
   call('ZREM', K.run .. tenant, id)
   call('HDEL', key, 'token', 'claimed', 'charged', 'started')
-  call('ZADD', K.queue .. tenant, int(tonumber(state[5] or now)), id)
+  call('ZADD', K.queue .. tenant, tonumber(state[3] or now), id)
 end
+
+local locks = {}
+for at = 5, #ARGV, 7 do
+  locks[#locks + 1] = K.in_progress .. ARGV[at]
+end
+locks = call('MGET', unpack(locks))
 
 for at = 4, #ARGV, 7 do
   local tenant, id, token, what = ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3]
   local answer = 1
-  if call('GET', K.in_progress .. id) ~= token then
+  if locks[#answers + 1] ~= token then
     answer = 0
   else
-    local state = call('HMGET', K.state .. id, 'claimed', 'charged', 'cancel', 'started', 'due',
-      'token', 'lost', 'starts')
+    local state = call('HMGET', K.state .. id, 'claimed', 'charged', 'cancel')
     if what == 'final' then
       settle(tenant, state[1], state[2])
       if ARGV[at + 6] ~= '' then
-        bury(id, tenant, ARGV[at + 6], state)
+        bury(id, tenant, ARGV[at + 6])
       end
       finish(tenant, id, ARGV[at + 4], ARGV[at + 5], keep)
+      finished[tenant] = finished[tenant] or {}
+      table.insert(finished[tenant], id)
     elseif state[3] then
       answer = 2
     else
       settle(tenant, state[1], state[2])
-      hand_back(tenant, id, state, ARGV[at + 5])
+      hand_back(tenant, id, ARGV[at + 5])
     end
     touched[tenant] = touched[tenant] or answer == 1
   end
   answers[#answers + 1] = answer
 end
 
+for tenant, ids in pairs(finished) do
+  forget(tenant, ids)
+end
 for tenant in pairs(touched) do
   if arm(tenant) then
     hint()

@@ -12,16 +12,16 @@ for at = 2, #ARGV, 3 do
   if call('GET', K.in_progress .. id) ~= token then
     answers[#answers + 1] = 0
   else
-    call('PEXPIRE', K.in_progress .. id, int(lease))
-    call('ZADD', K.queue .. tenant, int(now + lease), id)
-    call('ZADD', K.run .. tenant, int(now + lease), id)
+    call('PEXPIRE', K.in_progress .. id, lease)
+    call('ZADD', K.queue .. tenant, now + lease, id)
+    call('ZADD', K.run .. tenant, now + lease, id)
     call('PEXPIRE', state, KEEP_STATE)
     call('PEXPIRE', K.job .. id, KEEP_STATE, 'GT')
     local fields = call('HMGET', state, 'claimed', 'charged', 'cancel')
     local took = now - tonumber(fields[1])
     if took > tonumber(fields[2]) then
       charge(tenant, took - tonumber(fields[2]))
-      call('HSET', state, 'charged', int(took))
+      call('HSET', state, 'charged', took)
     end
     touched[tenant] = true
     answers[#answers + 1] = fields[3] and 2 or 1

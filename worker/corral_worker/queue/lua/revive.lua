@@ -22,7 +22,7 @@ call('ZREM', K.abort, id)
 call('ZREM', K.dead, id)
 call('RENAME', K.dead_job .. id, K.job .. id)
 call('PEXPIRE', K.job .. id, ARGV[2])
-call('ZADD', K.queue .. tenant, int(now), id)
+call('ZADD', K.queue .. tenant, now, id)
 call('SADD', K.tenants, tenant)
 if arm(tenant) then
   hint()

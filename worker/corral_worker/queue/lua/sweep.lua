@@ -16,13 +16,13 @@ local MOST_RECONCILED = 200
 local GROUP = 200
 local MOST_KEYS = 2000
 
-call('ZADD', K.workers, int(now + tonumber(ARGV[2])), worker)
+call('ZADD', K.workers, now + tonumber(ARGV[2]), worker)
 local leader = call('GET', K.sweeper)
 if leader and leader ~= worker then
   return 0
 end
 call('SET', K.sweeper, worker, 'PX', ARGV[3])
-call('ZREMRANGEBYSCORE', K.workers, '-inf', int(now))
+call('ZREMRANGEBYSCORE', K.workers, '-inf', now)
 
 local function look(tenant)
   if arm(tenant) then
@@ -31,7 +31,7 @@ local function look(tenant)
 end
 
 -- Tenants that are due: a delay or a lease has ended.
-for _, tenant in ipairs(call('ZRANGEBYSCORE', K.later, '-inf', int(now), 'LIMIT', 0, MOST_LATER)) do
+for _, tenant in ipairs(call('ZRANGEBYSCORE', K.later, '-inf', now, 'LIMIT', 0, MOST_LATER)) do
   look(tenant)
 end
 
@@ -44,7 +44,7 @@ for at = 1, #window, 2 do
     look(window[at])
   end
 end
-call('HSET', K.sweep, 'later', #window == MOST_LATER * 2 and int(from + MOST_LATER) or '0')
+call('HSET', K.sweep, 'later', #window == MOST_LATER * 2 and from + MOST_LATER or '0')
 
 -- Tenants without jobs, many with one command: hardly one has got any.
 local function find(tenants, first, last)
@@ -112,7 +112,7 @@ for _, id in ipairs(call('ZRANGE', K.abort, 0, MOST_ENDED - 1)) do
 end
 
 -- Jobs that were to have started by now.
-for _, id in ipairs(call('ZRANGEBYSCORE', K.deadlines, '-inf', int(now), 'LIMIT', 0, MOST_ENDED)) do
+for _, id in ipairs(call('ZRANGEBYSCORE', K.deadlines, '-inf', now, 'LIMIT', 0, MOST_ENDED)) do
   local tenant = string.match(id, '^([a-z0-9][a-z0-9_-]*):')
   call('ZREM', K.deadlines, id)
   if tenant and call('EXISTS', K.in_progress .. id) == 0
