@@ -181,15 +181,21 @@ class Client:
         )
         return stream.entries()
 
-    def job(self, job_id: str) -> SubmittedJob:
+    def job(self, job_id: str, *, tenant: str | None = None) -> SubmittedJob:
         """Return the handle of a job submitted earlier, perhaps by another process.
 
+        Args:
+            job_id: as :meth:`submit` gave it.
+            tenant: whose job it is, for an id that stock arq made up.
+
         Raises:
-            ErrInvalidJob: the id is not of the form ``tenant:unique``.
+            ErrInvalidJob: the id is not of the form ``tenant:unique`` and no
+                tenant is given, or it is another tenant's.
         """
         return SubmittedJob(
             self._redis,
             job_id,
+            tenant=keys.tenant_of(job_id) if tenant is None else keys.check_id(job_id, tenant),
             listener=self._listener,
             canceller=self._canceller,
             explainer=self._explainer,

@@ -70,6 +70,7 @@ _CONTROL_PREFIX = "corral:control:"
 _RESULTS_PREFIX = "corral:results:"
 _IDEMPOTENCY_PREFIX = "corral:idempotency:"
 _CLAIM_PREFIX = "corral:claim:"
+_LONGEST_ID = 256
 _TENANT = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}\Z")
 _JOB_ID = re.compile(r"(?P<tenant>[a-z0-9][a-z0-9_-]{0,62}):(?P<unique>[A-Za-z0-9_-]{1,128})\Z")
 
@@ -111,6 +112,19 @@ def tenant_of(job_id: str) -> str:
             f"{job_id[:64]!r} is no job id: it is to look like tenant:unique", path="$.id"
         )
     return match["tenant"]
+
+
+def check_id(job_id: str, tenant: str) -> str:
+    """Return the tenant, if a job of it may have this id; stock arq's name no tenant.
+
+    Raises:
+        ErrInvalidJob: the id is another tenant's, or nothing that could be one.
+    """
+    check_tenant(tenant)
+    match = _JOB_ID.match(job_id)
+    if (match and match["tenant"] != tenant) or not job_id or len(job_id) > _LONGEST_ID:
+        raise ErrInvalidJob(f"{job_id[:64]!r} is no id of tenant {tenant}", path="$.id")
+    return tenant
 
 
 def queue(tenant: str) -> str:

@@ -31,12 +31,13 @@ class SubmittedJob:
         redis: Redis,
         job_id: str,
         *,
+        tenant: str,
         listener: DoneListener,
         canceller: Script,
         explainer: Script,
     ) -> None:
         self.id = job_id
-        self.tenant = keys.tenant_of(job_id)
+        self.tenant = tenant
         self._redis = redis
         self._listener = listener
         self._canceller = canceller

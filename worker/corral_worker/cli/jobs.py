@@ -24,12 +24,20 @@ def jobs() -> None:
     """
 
 
+_of_tenant = click.option(
+    "--tenant",
+    metavar="NAME",
+    help="Whose job it is, for an id of stock arq's own, which names no tenant.",
+)
+
+
 @jobs.command()
 @click.argument("job_id", metavar="ID")
+@_of_tenant
 @click.option("--json", is_flag=True, help="Print a JSON object.")
-def show(*, job_id: str, json: bool) -> None:
+def show(*, job_id: str, tenant: str | None, json: bool) -> None:
     """Show where a job is, and why it waits if it does."""
-    found = _ask(job_id, SubmittedJob.explain)
+    found = _ask(job_id, tenant, SubmittedJob.explain)
     if json:
         click.echo(msgspec.json.encode(found))
         return
@@ -40,6 +48,7 @@ def show(*, job_id: str, json: bool) -> None:
 
 @jobs.command()
 @click.argument("job_id", metavar="ID")
+@_of_tenant
 @click.option(
     "--wait",
     type=click.FloatRange(min=0, min_open=True),
@@ -48,7 +57,7 @@ def show(*, job_id: str, json: bool) -> None:
     metavar="SECONDS",
     help="How long to wait until its sandbox is dead.",
 )
-def cancel(*, job_id: str, wait: float) -> None:
+def cancel(*, job_id: str, tenant: str | None, wait: float) -> None:
     """Cancel a job, and wait until it has ended."""
 
     async def end(job: SubmittedJob) -> bool:
@@ -61,7 +70,7 @@ def cancel(*, job_id: str, wait: float) -> None:
                 retry_safety="unknown",
             ) from None
 
-    cancelled = _ask(job_id, end)
+    cancelled = _ask(job_id, tenant, end)
     click.echo(f"{job_id} {'is cancelled' if cancelled else 'had ended by itself'}")
 
 
@@ -124,9 +133,9 @@ def _time(when: dt.datetime | None) -> str:
     return "-" if when is None else f"{when:%Y-%m-%d %H:%M:%S} UTC"
 
 
-def _ask(job_id: str, question: Callable[[SubmittedJob], Awaitable[T]]) -> T:
+def _ask(job_id: str, tenant: str | None, question: Callable[[SubmittedJob], Awaitable[T]]) -> T:
     async def ask() -> T:
         async with Client() as client:
-            return await question(client.job(job_id))
+            return await question(client.job(job_id, tenant=tenant))
 
     return finish(ask)

@@ -97,15 +97,20 @@ class Commits:
         """
         return await self._commit(_Item(lease, "final", data, outcome, dead))
 
-    async def hand_back(self, lease: Lease, *, started: bool) -> Commit:
+    async def hand_back(
+        self, lease: Lease, *, started: bool, within_s: float | None = None
+    ) -> Commit:
         """Put the job back in its place on its queue.
 
         Args:
             lease: the attempt's.
             started: whether the program may have begun; if not, the attempt
                 does not count.
+            within_s: seconds from when it was due in which it must start, if
+                it has not.
         """
-        return await self._commit(_Item(lease, "back", "", "" if started else "1", ""))
+        within_ms = "" if within_s is None or started else str(round(within_s * 1000))
+        return await self._commit(_Item(lease, "back", within_ms, "" if started else "1", ""))
 
     async def _commit(self, item: _Item) -> Commit:
         pause = _FIRST_PAUSE_S

@@ -102,14 +102,23 @@ class DeadLetters:
     async def retry(self, job_id: str) -> None:
         """Put a dead letter back on its queue, as if it had never been tried.
 
-        Its old result is dropped; in the results stream it stays.
+        If it must start within a time, that begins anew. Its old result is
+        dropped; in the results stream it stays.
 
         Raises:
             ErrJobNotFound: it is no dead letter.
             ErrRetryRefused: its payload has expired, or another job has its id.
         """
+        async with reaching(self._redis):
+            payload = await self._redis.get(keys.dead(job_id))
+        within_ms = _within_ms(payload)
         async with reaching(self._redis, retry_safety="unknown"):
-            answer = await self._revive.run(self._redis, job_id, _KEEP_PAYLOAD_MS)
+            answer = await self._revive.run(
+                self._redis,
+                job_id,
+                _KEEP_PAYLOAD_MS + (within_ms or 0),
+                "" if within_ms is None else within_ms,
+            )
         match answer:
             case b"unknown":
                 raise _unknown(job_id)
@@ -152,12 +161,9 @@ def _letter(job_id: bytes, score: float, details: object, payload_bytes: object)
 def _asked_for(payload: bytes | None) -> DeadJob | CorralError:
     if payload is None:
         return ErrJobNotFound("what it asked for has expired")
-    try:
-        (job,) = cast("tuple[Job]", codec.deserialize(payload)["a"])
-    except CorralError as error:
-        return error
-    except (ValueError, KeyError):
-        return ErrRetryRefused("this is not a job")
+    job = _decode(payload)
+    if isinstance(job, CorralError):
+        return job
     return DeadJob(
         program=job.argv[0],
         arguments=len(job.argv) - 1,
@@ -166,6 +172,23 @@ def _asked_for(payload: bytes | None) -> DeadJob | CorralError:
         stdin_bytes=len(job.stdin),
         attempts=job.attempts,
     )
+
+
+def _decode(payload: bytes) -> Job | CorralError:
+    try:
+        (job,) = cast("tuple[Job]", codec.deserialize(payload)["a"])
+    except CorralError as error:
+        return error
+    except (ValueError, KeyError):
+        return ErrRetryRefused("this is not a job")
+    return job
+
+
+def _within_ms(payload: bytes | None) -> int | None:
+    job = None if payload is None else _decode(payload)
+    if not isinstance(job, Job) or job.start_within_s is None:
+        return None
+    return round(job.start_within_s * 1000)
 
 
 def _text(job_id: bytes) -> str:

@@ -58,8 +58,8 @@ class Leases:
     def hold(self, claim: Claim, *, asked_at: float) -> Lease:
         """Keep a claim's lease until it is dropped."""
         lease = Lease(claim, safe_until=asked_at + self._safe_s)
-        if time.monotonic() >= lease.safe_until:
-            # The reply took so long that nothing may be started: hand the job back.
+        if time.monotonic() >= asked_at + self._safe_s / 2:
+            # The reply took so long that a start would soon be an attempt lost: hand the job back.
             lease.stop.request("shutdown")
         self._held[claim.token] = lease
         return lease

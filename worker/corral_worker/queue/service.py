@@ -50,6 +50,7 @@ class Executes(Protocol):
 class _Ending(msgspec.Struct, frozen=True, kw_only=True):
     how: Result | CorralError
     attempts: int = 1
+    within_s: float | None = None
     enqueued_ms: int | None = None
     dead: str = ""
 
@@ -147,7 +148,12 @@ class JobService:
                 how = await self._executor.execute(attempt, lease.stop)
             except CorralError as error:
                 how = error
-        return _Ending(how=how, attempts=job.attempts, enqueued_ms=enqueued_ms)
+        return _Ending(
+            how=how,
+            attempts=job.attempts,
+            within_s=job.start_within_s,
+            enqueued_ms=enqueued_ms,
+        )
 
     async def _settle(self, lease: Lease, ending: _Ending, began_ms: int) -> Commit:
         lease.settling = True
@@ -156,7 +162,9 @@ class JobService:
             started = how.retry_safety != "not_started"
             another = lease.stop.cause == "shutdown" and lease.claim.starts + 1 < ending.attempts
             if another or not started:
-                answer = await self._commits.hand_back(lease, started=started)
+                answer = await self._commits.hand_back(
+                    lease, started=started, within_s=ending.within_s
+                )
                 if answer is not Commit.CANCELLED:
                     return answer
                 how = Result(outcome=Outcome.CANCELLED)

@@ -3,7 +3,8 @@
 -- ARGV  1 ms to keep a result   2 entries of a results stream   3 most bytes inline there
 --       then seven for each attempt: tenant, id, token, what, and
 --         final  data of the result, outcome, '' or why the job goes to the dead letters
---         back   '', '1' if its start is not to count, ''
+--         back   ms after it was due until which it must have started ('' for any time),
+--                '1' if its start is not to count, ''
 -- Returns one number for each: 1 done, 0 the lease is lost and nothing was written,
 --   2 not handed back, for it was cancelled: commit that.
 
@@ -30,7 +31,7 @@ local function bury(id, tenant, why)
 end
 
 -- The job gets its place in the queue back.
-local function hand_back(tenant, id, forgive)
+local function hand_back(tenant, id, within, forgive)
   local key = K.state .. id
   local state = call('HMGET', key, 'started', 'token', 'due')
   if forgive == '1' and state[1] and state[1] == state[2] then
@@ -39,7 +40,11 @@ local function hand_back(tenant, id, forgive)
   call('DEL', K.in_progress .. id)
   call('ZREM', K.run .. tenant, id)
   call('HDEL', key, 'token', 'claimed', 'charged', 'started')
-  call('ZADD', K.queue .. tenant, tonumber(state[3] or now), id)
+  local due = tonumber(state[3] or now)
+  call('ZADD', K.queue .. tenant, due, id)
+  if within ~= '' then
+    call('ZADD', K.deadlines, due + tonumber(within), id)
+  end
 end
 
 local locks = {}
@@ -67,7 +72,7 @@ for at = 4, #ARGV, 7 do
       answer = 2
     else
       settle(tenant, state[1], state[2])
-      hand_back(tenant, id, ARGV[at + 5])
+      hand_back(tenant, id, ARGV[at + 4], ARGV[at + 5])
     end
     touched[tenant] = touched[tenant] or answer == 1
   end

@@ -75,11 +75,14 @@ repeat
 until cursor == '0' or seen >= MOST_QUIET
 call('HSET', K.sweep, 'quiet', cursor)
 
--- Known tenants that stand nowhere: made known by hand, or the index was lost.
+-- Known tenants that stand nowhere: made known by hand, or the index was lost. Those that
+-- wait are put where they belong by their settings, which may have been changed by hand.
 local page = call('SSCAN', K.tenants, call('HGET', K.sweep, 'tenants') or '0', 'COUNT', MOST_RECONCILED)
 call('HSET', K.sweep, 'tenants', page[1])
 for _, tenant in ipairs(page[2]) do
-  if not call('ZSCORE', K.ready, tenant) and not call('ZSCORE', K.later, tenant) then
+  if call('ZSCORE', K.later, tenant) then
+    look(tenant)
+  elseif not call('ZSCORE', K.ready, tenant) then
     call('SADD', K.quiet, tenant)
   end
 end
