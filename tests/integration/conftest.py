@@ -1,18 +1,21 @@
-"""Real Redis and Valkey servers, and a stock arq worker that stands in for corral's."""
+"""Real Redis and Valkey servers, corral's and stock arq's clients, and workers of both."""
 
 from __future__ import annotations
 
 import asyncio
 import subprocess
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 
 import anyio
 import pytest
-from arq.connections import RedisSettings, create_pool
+from arq.connections import ArqRedis, RedisSettings, create_pool
 from arq.worker import Worker, func
+from support.serving import Serving, Watched, serving
 
 from corral import (
+    Client,
     ErrSandboxExecutionFailed,
     Job,
     JobCancelled,
@@ -22,6 +25,7 @@ from corral import (
     codec,
     keys,
 )
+from corral.client import REDIS_URL_VARIABLE
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -31,13 +35,50 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 @pytest.fixture
+async def client(redis_url: str) -> AsyncIterator[Client]:
+    """corral's client."""
+    async with Client(redis_url) as client:
+        yield client
+
+
+@pytest.fixture
+async def pool(redis_url: str) -> AsyncIterator[ArqRedis]:
+    """A pool made as arq's documentation says, with corral's pair of serializers."""
+    pool = await create_pool(
+        RedisSettings.from_dsn(redis_url),
+        job_serializer=codec.serialize,
+        job_deserializer=codec.deserialize,
+    )
+    yield pool
+    await pool.aclose(close_connection_pool=True)
+
+
+@pytest.fixture
+async def executor() -> Watched:
+    """What the consumers of ``served`` run jobs with."""
+    return Watched()
+
+
+@pytest.fixture
+def served(redis_client: ArqRedis, executor: Watched) -> Serving:
+    """Starts a consumer: see :func:`support.serving.serving`."""
+    return partial(serving, redis_client, executor)
+
+
+@pytest.fixture
+def commands_know_redis(monkeypatch: pytest.MonkeyPatch, redis_url: str) -> None:
+    """Let the operators' commands find the server."""
+    monkeypatch.setenv(REDIS_URL_VARIABLE, redis_url)
+
+
+@pytest.fixture
 def begun() -> anyio.Event:
     """Set once the stock worker has begun a job that waits for ever."""
     return anyio.Event()
 
 
 @pytest.fixture
-async def stock_worker(redis_url: str, begun: anyio.Event) -> AsyncIterator[Worker]:
+async def stock_worker(pool: ArqRedis, begun: anyio.Event) -> AsyncIterator[Worker]:
     """A stock arq worker on the queue of the tenant acme, one job at a time.
 
     It knows programs of its own, by ``argv[0]``: ``echo``, ``wait`` (for ever),
@@ -65,11 +106,6 @@ async def stock_worker(redis_url: str, begun: anyio.Event) -> AsyncIterator[Work
         output = " ".join(job.argv[1:]).encode()
         return Result(outcome=Outcome.EXITED, exit_code=0, stdout=output, stdout_bytes=len(output))
 
-    pool = await create_pool(
-        RedisSettings.from_dsn(redis_url),
-        job_serializer=codec.serialize,
-        job_deserializer=codec.deserialize,
-    )
     worker = Worker(
         functions=[func(execute, name=keys.FUNCTION)],
         queue_name=keys.queue("acme"),
@@ -91,7 +127,6 @@ async def stock_worker(redis_url: str, begun: anyio.Event) -> AsyncIterator[Work
         for task in worker.tasks.values():
             task.cancel()
         await asyncio.gather(*worker.tasks.values(), return_exceptions=True)
-        await pool.aclose(close_connection_pool=True)
 
 
 @pytest.fixture(scope="session")

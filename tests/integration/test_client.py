@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import socket
 import traceback
-from collections.abc import AsyncIterator
 
 import anyio
 import pytest
 from anyio.abc import SocketAttribute, SocketStream
 from arq.connections import ArqRedis
 from arq.worker import Worker
+from support.serving import SOON_S
 
 from corral import (
     Client,
@@ -38,12 +38,6 @@ HUNDRED_MEGABYTES = 100_000_000
 
 
 @pytest.fixture
-async def client(redis_url: str) -> AsyncIterator[Client]:
-    async with Client(redis_url) as client:
-        yield client
-
-
-@pytest.fixture
 def dead_url() -> str:
     """A URL, with a password, at which nobody listens."""
     with socket.socket() as probe:
@@ -56,7 +50,7 @@ async def test_a_job_comes_back_as_the_result_of_its_program(
 ) -> None:
     job = await client.submit(ECHO, tenant="acme")
 
-    result = await job.result(timeout=5)
+    result = await job.result(timeout=SOON_S)
 
     assert Result(outcome=Outcome.EXITED, exit_code=0, stdout=b"hello", stdout_bytes=5) == result
     assert result.ok
@@ -69,7 +63,7 @@ async def test_many_jobs_at_once_each_get_their_own_result(
 
     async def run(number: int) -> None:
         job = await client.submit(Job(argv=("echo", str(number))), tenant="acme")
-        outputs[number] = (await job.result(timeout=10)).stdout
+        outputs[number] = (await job.result(timeout=SOON_S)).stdout
 
     async with anyio.create_task_group() as tasks:
         for number in range(20):
@@ -85,7 +79,7 @@ async def test_another_process_finds_a_job_by_its_id(
 
     async with Client(redis_url) as other:
         job = other.job(submitted.id)
-        assert (await job.result(timeout=5)).ok
+        assert (await job.result(timeout=SOON_S)).ok
 
     assert job.tenant == "acme"
 
@@ -98,7 +92,7 @@ async def test_a_broken_rule_is_raised_with_every_violation(
     )
 
     with pytest.raises(ErrSecurityViolation) as caught:
-        await job.result(timeout=5)
+        await job.result(timeout=SOON_S)
 
     assert [violation.rule for violation in caught.value.violations] == [
         "privileged",
@@ -112,7 +106,7 @@ async def test_a_fault_says_what_is_known_of_a_retry(client: Client, stock_worke
     job = await client.submit(Job(argv=("break",)), tenant="acme")
 
     with pytest.raises(ErrSandboxExecutionFailed, match="the sandbox broke") as caught:
-        await job.result(timeout=5)
+        await job.result(timeout=SOON_S)
 
     assert caught.value.retry_safety == "started"
     assert not caught.value.retryable
@@ -125,7 +119,7 @@ async def test_the_text_of_a_bug_stays_with_the_worker(
     job = await client.submit(Job(argv=("bug",)), tenant="acme")
 
     with pytest.raises(CorralError, match="RuntimeError") as caught:
-        await job.result(timeout=5)
+        await job.result(timeout=SOON_S)
 
     assert caught.value.code == "internal"
     assert ".ssh" not in str(caught.value)
@@ -135,15 +129,15 @@ async def test_a_jobs_status_follows_it_from_queue_to_end(
     client: Client, stock_worker: Worker, begun: anyio.Event
 ) -> None:
     running = await client.submit(WAIT, tenant="acme")
-    with anyio.fail_after(5):
+    with anyio.fail_after(SOON_S):
         await begun.wait()
     queued = await client.submit(ECHO, tenant="acme")
 
     assert await running.status() == JobStatus.RUNNING
     assert await queued.status() == JobStatus.QUEUED
 
-    await running.cancel(timeout=5)
-    await queued.result(timeout=5)
+    await running.cancel(timeout=SOON_S)
+    await queued.result(timeout=SOON_S)
 
     assert await running.status() == JobStatus.FINISHED
     assert await queued.status() == JobStatus.FINISHED
@@ -164,7 +158,7 @@ async def test_a_result_that_takes_longer_than_the_callers_time_is_a_timeout_and
     with pytest.raises(TimeoutError):
         await job.result(timeout=0.05)
 
-    with anyio.fail_after(5):
+    with anyio.fail_after(SOON_S):
         await begun.wait()
     assert await job.status() == JobStatus.RUNNING
 
@@ -173,14 +167,14 @@ async def test_cancelling_a_running_job_keeps_what_it_wrote(
     client: Client, redis_client: ArqRedis, stock_worker: Worker, begun: anyio.Event
 ) -> None:
     job = await client.submit(WAIT, tenant="acme")
-    with anyio.fail_after(5):
+    with anyio.fail_after(SOON_S):
         await begun.wait()
 
-    assert await job.cancel(timeout=5)
+    assert await job.cancel(timeout=SOON_S)
 
-    result = await job.result(timeout=5)
+    result = await job.result(timeout=SOON_S)
     assert (result.outcome, result.stdout) == (Outcome.CANCELLED, b"partial")
-    assert await job.cancel(timeout=5), "a second cancel tells the same"
+    assert await job.cancel(timeout=SOON_S), "a second cancel tells the same"
     assert await redis_client.zrange(keys.ABORT, 0, -1) == []
 
 
@@ -188,14 +182,14 @@ async def test_a_queued_job_that_is_cancelled_has_ended_at_once_and_never_starts
     client: Client, redis_client: ArqRedis, stock_worker: Worker, begun: anyio.Event
 ) -> None:
     running = await client.submit(WAIT, tenant="acme")
-    with anyio.fail_after(5):
+    with anyio.fail_after(SOON_S):
         await begun.wait()
     queued = await client.submit(ECHO, tenant="acme")
 
-    assert await queued.cancel(timeout=1)
-    assert Result(outcome=Outcome.CANCELLED) == await queued.result(timeout=1)
-    assert await queued.cancel(timeout=1), "a second cancel tells the same"
-    await running.cancel(timeout=5)
+    assert await queued.cancel(timeout=SOON_S)
+    assert Result(outcome=Outcome.CANCELLED) == await queued.result(timeout=SOON_S)
+    assert await queued.cancel(timeout=SOON_S), "a second cancel tells the same"
+    await running.cancel(timeout=SOON_S)
 
     assert await redis_client.zrange(keys.ABORT, 0, -1) == []
 
@@ -208,7 +202,7 @@ async def test_cancelling_a_job_that_has_ended_by_itself_is_false(
     while await job.status() is not JobStatus.FINISHED:
         await anyio.sleep(0.01)
 
-    assert not await job.cancel(timeout=5)
+    assert not await job.cancel(timeout=SOON_S)
     assert await redis_client.zrange(keys.ABORT, 0, -1) == []
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import inspect
 import pickle  # noqa: TID251 - what an arq client without corral's codec would send
-from collections.abc import AsyncIterator
 
 import anyio
 import arq
@@ -13,9 +12,10 @@ import arq.constants
 import arq.jobs
 import msgspec
 import pytest
-from arq.connections import ArqRedis, RedisSettings
+from arq.connections import ArqRedis
 from arq.jobs import JobStatus
 from arq.worker import JobExecutionFailed, Worker
+from support.serving import SOON_S
 
 from corral import (
     Client,
@@ -33,18 +33,6 @@ from corral import (
 QUEUE = "arq:queue:acme"
 ECHO = Job(argv=("echo", "hello"))
 WAIT = Job(argv=("wait",))
-
-
-@pytest.fixture
-async def pool(redis_url: str) -> AsyncIterator[ArqRedis]:
-    """A pool made as arq's documentation says, with corral's pair of serializers."""
-    pool = await arq.create_pool(
-        RedisSettings.from_dsn(redis_url),
-        job_serializer=codec.serialize,
-        job_deserializer=codec.deserialize,
-    )
-    yield pool
-    await pool.aclose(close_connection_pool=True)
 
 
 async def _enqueue(pool: ArqRedis, job: object, job_id: str = "acme:1") -> arq.jobs.Job:
@@ -91,7 +79,7 @@ async def test_arqs_client_sees_a_jobs_status_and_definition(
     pool: ArqRedis, stock_worker: Worker, begun: anyio.Event
 ) -> None:
     running = await _enqueue(pool, WAIT, "acme:1")
-    with anyio.fail_after(5):
+    with anyio.fail_after(SOON_S):
         await begun.wait()
     queued = await _enqueue(pool, ECHO, "acme:2")
 
@@ -106,13 +94,13 @@ async def test_arqs_client_aborts_a_running_job(
     pool: ArqRedis, stock_worker: Worker, begun: anyio.Event
 ) -> None:
     job = await _enqueue(pool, WAIT)
-    with anyio.fail_after(5):
+    with anyio.fail_after(SOON_S):
         await begun.wait()
 
     assert await job.abort(timeout=5, poll_delay=0.02)
 
     with pytest.raises(asyncio.CancelledError) as caught:
-        await job.result(timeout=5)
+        await job.result(timeout=SOON_S)
     assert isinstance(caught.value, JobCancelled)
     assert caught.value.result.stdout == b"partial"
     assert JobStatus.complete == await job.status()
@@ -132,7 +120,7 @@ async def test_a_job_of_arqs_client_is_found_by_corrals_and_the_other_way_round(
 ) -> None:
     async with Client(redis_url) as client:
         await _enqueue(pool, ECHO)
-        assert (await client.job("acme:1").result(timeout=5)).ok
+        assert (await client.job("acme:1").result(timeout=SOON_S)).ok
 
         submitted = await client.submit(ECHO, tenant="acme")
         job = arq.jobs.Job(submitted.id, pool, QUEUE, codec.deserialize)
@@ -170,9 +158,9 @@ async def test_a_poisoned_payload_fails_alone(
 
     async with Client(redis_url) as client:
         with pytest.raises(ErrInvalidJob) as caught:
-            await client.job("acme:poison").result(timeout=5)
+            await client.job("acme:poison").result(timeout=SOON_S)
         next_job = await client.submit(ECHO, tenant="acme")
-        assert (await next_job.result(timeout=5)).ok
+        assert (await next_job.result(timeout=SOON_S)).ok
 
     assert path == caught.value.path
 
@@ -184,7 +172,7 @@ async def test_a_job_whose_payload_expired_ends_with_an_error(
 
     async with Client(redis_url) as client:
         with pytest.raises(CorralError, match="job expired") as caught:
-            await client.job("acme:gone").result(timeout=5)
+            await client.job("acme:gone").result(timeout=SOON_S)
 
     assert caught.value.code == "job_execution_failed"
 

@@ -1,0 +1,228 @@
+"""The consumer with corral's client: submit, caps, cancel, results."""
+
+from __future__ import annotations
+
+import datetime as dt
+import time
+from collections.abc import Awaitable
+from typing import cast
+
+import anyio
+import pytest
+from arq.connections import ArqRedis
+from support.serving import SOON_S, Serving, Watched, nothing_is_left
+
+import corral
+from corral import (
+    Client,
+    ErrInvalidJob,
+    ErrJobNotFound,
+    ErrQuotaExceeded,
+    ErrSecurityViolation,
+    Job,
+    Outcome,
+    Result,
+    keys,
+)
+
+QUEUE = "arq:queue:acme"
+ECHO = Job(argv=("echo", "hello"))
+SLEEP = Job(argv=("sleep", "60"))
+NAP = Job(argv=("sleep", "0.05"))
+
+
+async def test_a_job_comes_back_as_its_result(client: Client, served: Serving) -> None:
+    async with served():
+        job = await client.submit(ECHO, tenant="acme")
+
+        assert (await job.result(timeout=SOON_S)).stdout == b"hello"
+
+
+async def test_a_job_for_later_starts_then(
+    client: Client, served: Serving, executor: Watched
+) -> None:
+    async with served():
+        began = time.monotonic()
+        job = await client.submit(ECHO, tenant="acme", delay_s=0.3)
+        assert await job.status() is corral.JobStatus.DEFERRED
+        await job.result(timeout=SOON_S)
+        assert time.monotonic() - began >= 0.3
+
+        at = dt.datetime.now(dt.UTC) + dt.timedelta(seconds=0.3)
+        job = await client.submit(ECHO, tenant="acme", start_at=at)
+        await job.result(timeout=SOON_S)
+        assert dt.datetime.now(dt.UTC) >= at
+
+
+async def test_a_job_that_could_not_start_in_time_expires(
+    client: Client, served: Serving, executor: Watched
+) -> None:
+    async with served(slots=1):
+        await client.submit(SLEEP, tenant="acme")
+        await executor.began.wait()
+        job = await client.submit(Job(argv=("echo",), start_within_s=0.1), tenant="acme")
+
+        assert (await job.result(timeout=SOON_S)).outcome is Outcome.EXPIRED
+
+
+async def test_the_same_idempotency_key_gives_the_same_job(
+    client: Client, served: Serving, executor: Watched
+) -> None:
+    async with served():
+        first = await client.submit(ECHO, tenant="acme", idempotency_key="order-1")
+        again = await client.submit(ECHO, tenant="acme", idempotency_key="order-1")
+        other = await client.submit(ECHO, tenant="blue", idempotency_key="order-1")
+        with pytest.raises(ErrInvalidJob) as caught:
+            await client.submit(NAP, tenant="acme", idempotency_key="order-1")
+        await first.result(timeout=SOON_S)
+        await other.result(timeout=SOON_S)
+        later = await client.submit(ECHO, tenant="acme", idempotency_key="order-1")
+
+    assert first.id == again.id == later.id
+    assert caught.value.path == "$.idempotency_key"
+    assert sorted([first.id, other.id]) == sorted(executor.started)
+
+
+async def test_many_jobs_are_submitted_at_once(client: Client, served: Serving) -> None:
+    async with served(slots=16):
+        jobs = await client.submit_many(
+            [Job(argv=("echo", str(number))) for number in range(100)], tenant="acme"
+        )
+        outputs = [(await job.result(timeout=SOON_S)).stdout for job in jobs]
+
+    assert outputs == [str(number).encode() for number in range(100)]
+
+
+async def test_a_tenant_at_its_depth_is_told_how_long_to_wait_and_nothing_is_queued(
+    client: Client, redis_client: ArqRedis
+) -> None:
+    await cast(
+        "Awaitable[int]", redis_client.hset(keys.tenant_settings("acme"), mapping={"depth": 3})
+    )
+
+    with pytest.raises(ErrQuotaExceeded, match="acme has 3 jobs") as caught:
+        await client.submit_many([ECHO] * 4, tenant="acme")
+
+    assert caught.value.retry_after_s is not None
+    assert caught.value.retryable
+    assert 0 < caught.value.retry_after_s <= 60
+    assert caught.value.context["quota"] == "depth"
+    assert await redis_client.exists(keys.queue("acme")) == 0
+
+
+async def test_a_job_beyond_the_payload_cap_is_refused_for_good(
+    client: Client, redis_client: ArqRedis
+) -> None:
+    await cast(
+        "Awaitable[int]",
+        redis_client.hset(keys.tenant_settings("acme"), mapping={"payload_bytes": 1000}),
+    )
+
+    with pytest.raises(ErrQuotaExceeded) as caught:
+        await client.submit(Job(argv=("cat",), stdin=b"x" * 1000), tenant="acme")
+
+    assert caught.value.retry_after_s is None
+    assert not caught.value.retryable
+
+
+async def test_where_unknown_tenants_are_closed_out_only_known_ones_submit(
+    client: Client, redis_client: ArqRedis
+) -> None:
+    await cast("Awaitable[int]", redis_client.hset(keys.DEFAULTS, mapping={"unknown": "closed"}))
+    await cast(
+        "Awaitable[int]", redis_client.hset(keys.tenant_settings("acme"), mapping={"weight": 1})
+    )
+
+    await client.submit(ECHO, tenant="acme")
+    with pytest.raises(ErrQuotaExceeded, match="blue is not known"):
+        await client.submit(ECHO, tenant="blue")
+
+
+async def test_a_suspended_tenants_jobs_wait(
+    client: Client, redis_client: ArqRedis, served: Serving, executor: Watched
+) -> None:
+    await cast(
+        "Awaitable[int]", redis_client.hset(keys.tenant_settings("acme"), mapping={"suspended": 1})
+    )
+    async with served():
+        await client.submit(ECHO, tenant="acme")
+        other = await client.submit(ECHO, tenant="blue")
+        await other.result(timeout=SOON_S)
+
+    assert [other.id] == executor.started
+
+
+async def test_a_queued_job_is_cancelled_exactly(
+    client: Client, redis_client: ArqRedis, served: Serving, executor: Watched
+) -> None:
+    async with served(slots=1):
+        running = await client.submit(SLEEP, tenant="acme")
+        await executor.began.wait()
+        queued = await client.submit(ECHO, tenant="acme")
+
+        assert await queued.cancel(timeout=SOON_S)
+        assert Result(outcome=Outcome.CANCELLED) == await queued.result(timeout=SOON_S)
+        assert await running.cancel(timeout=SOON_S)
+
+    assert [running.id] == executor.started
+    assert await nothing_is_left(redis_client)
+
+
+async def test_a_running_job_is_cancelled_at_once_not_at_the_next_renewal(
+    client: Client, served: Serving, executor: Watched
+) -> None:
+    async with served(lease_s=10 * SOON_S):
+        job = await client.submit(SLEEP, tenant="acme")
+        await executor.began.wait()
+
+        assert await job.cancel(timeout=SOON_S)
+        assert await job.cancel(timeout=SOON_S), "a second cancel tells the same"
+
+
+async def test_a_finished_jobs_cancel_is_false_and_an_unknown_ones_leaves_no_trace(
+    client: Client, redis_client: ArqRedis, served: Serving
+) -> None:
+    async with served():
+        job = await client.submit(ECHO, tenant="acme")
+        await job.result(timeout=SOON_S)
+        assert not await job.cancel(timeout=SOON_S)
+
+        with pytest.raises(ErrJobNotFound):
+            await client.job("acme:nobody").cancel()
+
+    assert await nothing_is_left(redis_client)
+
+
+async def test_results_are_a_queue_of_their_own(client: Client, served: Serving) -> None:
+    async with served():
+        jobs = await client.submit_many(
+            [Job(argv=("echo", str(number))) for number in range(5)], tenant="acme"
+        )
+        rejected = await client.submit(Job(argv=("echo",), user="root"), tenant="acme")
+        seen: dict[str, bytes | str] = {}
+        with anyio.fail_after(SOON_S):
+            async for finished in client.results("acme", group="web", consumer="one"):
+                try:
+                    seen[finished.job_id] = (await finished.result()).stdout
+                except ErrSecurityViolation as error:
+                    seen[finished.job_id] = error.code
+                await finished.ack()
+                if len(seen) == 6:
+                    break
+
+    expected: dict[str, bytes | str] = {
+        job.id: str(number).encode() for number, job in enumerate(jobs)
+    }
+    assert expected | {rejected.id: "security_violation"} == seen
+
+
+async def test_a_result_that_was_not_acknowledged_comes_again(
+    client: Client, served: Serving
+) -> None:
+    async with served():
+        job = await client.submit(ECHO, tenant="acme")
+        for _ in range(2):
+            with anyio.fail_after(SOON_S):
+                async for finished in client.results("acme", consumer="one"):
+                    assert finished.job_id == job.id
+                    break
