@@ -29,8 +29,10 @@ from corral_worker.sandbox.cgroup_host import CgroupHost
 from corral_worker.sandbox.lifecycle import ColdStart, Report
 from corral_worker.sandbox.stop import Stop
 
+SLOWNESS = float(os.environ.get("CORRAL_TEST_SLOWNESS", "1"))
+"""How many times as long as elsewhere things may take here: more than 1 under emulation."""
 # It is long, and other tests may run beside it.
-pytestmark = [pytest.mark.live, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.live, pytest.mark.timeout(1000 * SLOWNESS)]
 
 MIB = 1024**2
 Run = Callable[[Job, EffectiveLimits, Path, Stop], Awaitable[Report]]
@@ -45,16 +47,20 @@ def state_dir() -> Iterator[Path]:
 def test_every_attack_on_this_host_comes_to_nothing(state_dir: Path, python_rootfs: Path) -> None:
     kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
     done = subprocess.run(
-        [sys.executable, "-m", "corral_worker", "doctor", "--prove", "--json"],
+        [
+            *(sys.executable, "-m", "corral_worker", "doctor"),
+            *("--prove", "--json", "--slowness", str(SLOWNESS)),
+        ],
         env={
             **kept,
             "CORRAL_STATE_DIR": str(state_dir),
             "CORRAL_IMAGE_DIR": str(python_rootfs.parents[2]),
             "CORRAL_CGROUP_PARENT": f"/corral-test-{secrets.token_hex(4)}",
+            "CORRAL_START_TIMEOUT_S": str(30 * SLOWNESS),
         },
         capture_output=True,
         check=False,
-        timeout=850,
+        timeout=900 * SLOWNESS,
     )
 
     assert done.stderr == b""
@@ -68,7 +74,7 @@ def test_every_attack_on_this_host_comes_to_nothing(state_dir: Path, python_root
 
 @pytest.fixture
 async def out() -> AsyncIterator[Lures]:
-    async with lures(slowness=1.0) as made:
+    async with lures(slowness=SLOWNESS) as made:
         yield made
 
 

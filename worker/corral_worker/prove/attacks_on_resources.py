@@ -45,13 +45,11 @@ def _counted(least: int) -> Judge:
 
 
 def _was_full(observed: Observed) -> Iterator[str]:
-    result = observed.ending
-    if isinstance(result, Result) and result.outcome is Outcome.EXITED:
-        written = fact(observed, "written")
-        if fact(observed, "no_space") != 1:
-            yield "it was not told that there is no space"
-        if not _DISK // 2 <= written <= _DISK:
-            yield f"it wrote {written} bytes, of {_DISK}"
+    written = fact(observed, "written")
+    if fact(observed, "no_space") != 1:
+        yield "it was not told that there is no space"
+    if not _DISK // 2 <= written <= _DISK:
+        yield f"it wrote {written} bytes, of {_DISK}"
 
 
 def _read_all(observed: Observed) -> Iterator[str]:
@@ -146,7 +144,7 @@ RESOURCES = (
         name="disk_fill",
         expected="told that there is no space, at its disk limit",
         job=lambda scene: python("disk_fill", limits=scene.limits(disk_bytes=_DISK)),
-        judge=both(ends(Outcome.EXITED, Outcome.DISK_EXCEEDED), _was_full),
+        judge=both(ends(Outcome.EXITED, exit_code=0), _was_full),
         neighbour=True,
     ),
     Attack(
