@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import secrets
+import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -218,6 +220,33 @@ def touch(scene: Scene) -> None:
         unix.connect(f"{scene.directory}/socket")
     Path(scene.directory, "secret").write_text("changed")
     os.kill(scene.process, signal.SIGKILL)
+
+
+HOLDS_LURES = """
+import anyio
+from corral_worker.prove.lures import lures
+
+async def hold():
+    async with lures(slowness=1.0) as out:
+        print(out.scene.process, out.scene.directory, flush=True)
+        await anyio.sleep_forever()
+
+anyio.run(hold)
+"""
+
+
+def test_no_process_is_left_of_a_prover_that_is_killed() -> None:
+    with subprocess.Popen([sys.executable, "-c", HOLDS_LURES], stdout=subprocess.PIPE) as prover:
+        assert prover.stdout is not None
+        pid, directory = prover.stdout.readline().decode().split()
+        lure = os.pidfd_open(int(pid))
+        prover.kill()
+
+    ended, _, _ = select.select([lure], [], [], 30)
+
+    os.close(lure)
+    shutil.rmtree(directory)
+    assert ended
 
 
 async def test_what_is_left_of_a_sandbox_is_found(

@@ -72,7 +72,8 @@ async def lures(*, slowness: float) -> AsyncIterator[Lures]:
         stack.enter_context(_environment("HOST_LURE", secret))
         listeners = _listen(stack, directory, name)
         async with child_process(
-            ["sleep", _LIVES],
+            # It is not to outlive a prover that is killed.
+            ["setpriv", "--pdeathsig", "KILL", "--", "sleep", _LIVES],
             env={"PATH": PATH, "HOST_LURE": secret},
             stdin=-3,
             stdout=-3,
