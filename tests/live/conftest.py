@@ -56,6 +56,12 @@ def _image_of_this_machine(name: str) -> Path:
 
 
 @pytest.fixture(scope="session")
+def images() -> Path:
+    """Where the images of this machine's test runs are."""
+    return IMAGES
+
+
+@pytest.fixture(scope="session")
 def rootfs() -> Path:
     """Root file system with busybox."""
     return _image_of_this_machine("base")

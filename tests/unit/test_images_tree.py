@@ -56,6 +56,38 @@ def test_a_mount_point_that_is_a_link_becomes_a_directory_and_its_target_is_unto
     assert (outside / "file").exists()
 
 
+def test_the_loopback_has_a_name(tree: Path) -> None:
+    finish_tree(tree, began_ns=began_ns(tree))
+
+    hosts = tree / "etc" / "hosts"
+    assert "127.0.0.1 localhost" in hosts.read_text()
+    assert stat.S_IMODE(hosts.stat().st_mode) == 0o644
+
+
+@pytest.mark.parametrize(("had", "has"), [("", "localhost"), ("10.0.0.1 own\n", "10.0.0.1 own\n")])
+def test_only_a_hosts_file_that_says_nothing_is_replaced(tree: Path, had: str, has: str) -> None:
+    hosts = tree / "etc" / "hosts"
+    hosts.parent.mkdir()
+    hosts.write_text(had)
+
+    finish_tree(tree, began_ns=began_ns(tree))
+
+    assert has in hosts.read_text()
+    assert not had or hosts.read_text() == had
+
+
+@pytest.mark.parametrize("link", ["etc", "etc/hosts"])
+def test_a_hosts_file_behind_a_link_is_left_alone(tree: Path, tmp_path: Path, link: str) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (tree / link).parent.mkdir(exist_ok=True)
+    (tree / link).symlink_to(outside / "new" if link == "etc/hosts" else outside)
+
+    finish_tree(tree, began_ns=began_ns(tree))
+
+    assert list(outside.iterdir()) == []
+
+
 def test_a_link_above_a_mount_point_is_refused_and_never_followed(
     tree: Path, tmp_path: Path
 ) -> None:

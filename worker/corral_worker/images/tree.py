@@ -19,13 +19,17 @@ MOUNT_POINTS: Final = (
     ("var/tmp", 0o1777),
     ("home", 0o755),
 )
+# The host name is the one that sandboxes have.
+_HOSTS: Final = "127.0.0.1 localhost corral\n::1 localhost corral\n"
 _NAMED: Final = 5
 # Times that only tell when a build ran are set to this one, 2000-01-01.
 _EPOCH_NS: Final = 946_684_800 * 10**9
 
 
 def finish_tree(tree: Path, *, began_ns: int) -> None:
-    """Give ``tree`` its empty mount points, and take away what an image must not hold.
+    """Give ``tree`` what every sandbox needs, and take away what an image must not hold.
+
+    It gets its empty mount points, and an ``/etc/hosts`` if it has none that says anything.
 
     What changed since ``began_ns`` (the file system's clock) gets a fixed time.
     Raises :class:`ImageBuildError` if there are devices, sockets or pipes. For a
@@ -35,6 +39,7 @@ def finish_tree(tree: Path, *, began_ns: int) -> None:
     os.chown(tree, 0, 0)
     for path, mode in MOUNT_POINTS:
         _mount_point(tree, path, mode)
+    _name_the_loopback(tree)
     special = [str(path.relative_to(tree)) for path in _walk(tree) if not _tidy(path, began_ns)]
     if special:
         raise ImageBuildError(
@@ -67,6 +72,19 @@ def _mount_point(tree: Path, path: str, mode: int) -> None:
             _remove(inner)
     os.chown(target, 0, 0)
     target.chmod(mode)
+
+
+def _name_the_loopback(tree: Path) -> None:
+    """Let programs resolve ``localhost``: other runtimes mount this file, and images lack it."""
+    etc, hosts = tree / "etc", tree / "etc" / "hosts"
+    if etc.is_symlink() or hosts.is_symlink():
+        return  # followed, it could lead out of the tree
+    if not etc.exists():
+        etc.mkdir()
+        etc.chmod(0o755)
+    if etc.is_dir() and (not hosts.exists() or (hosts.is_file() and not hosts.stat().st_size)):
+        hosts.write_text(_HOSTS)
+        hosts.chmod(0o644)
 
 
 def _tidy(path: Path, began_ns: int) -> bool:
