@@ -23,9 +23,8 @@ assert file.stat().st_size == written
 file.unlink()
 
 with file.open("wb") as opened:
-    opened.truncate(2**40)
-    opened.seek(2**40 - 1)
+    opened.seek(size // 2)
     opened.write(b"x")
-assert file.stat().st_size == 2**40
+assert file.stat().st_size == size // 2 + 1
 # What was skipped takes no room, although st_blocks says that it does.
 assert os.statvfs("/workspace").f_bavail * room.f_frsize >= size - MIB
