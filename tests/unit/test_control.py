@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+import array
+import json
+import os
+import socket
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import anyio
+import anyio.abc
+import pytest
+
+from corral_worker.process.output import Pipe
+from corral_worker.sandbox import control
+from corral_worker.sandbox.control import (
+    ControlAbsentError,
+    ControlError,
+    ControlLostError,
+    ControlSocket,
+    Streams,
+)
+
+SOON_S = 20.0
+DONE = b'{"success":true,"err":"","result":null}'
+
+
+class Sentry:
+    """Answers one call the way a test tells it to, and keeps what it was asked."""
+
+    def __init__(self, path: Path) -> None:
+        self.control = ControlSocket(path)
+        self.answers: list[bytes] = [DONE]
+        self.hangs = False
+        self.asked: dict[str, object] = {}
+        self.files: list[int] = []
+
+    async def serve(self, stream: anyio.abc.SocketStream) -> None:
+        async with stream:
+            raw = stream.extra(anyio.abc.SocketAttribute.raw_socket)
+            request = b""
+            while True:
+                await anyio.wait_readable(raw)
+                data, ancillary, _, _ = raw.recvmsg(65536, socket.CMSG_SPACE(16))
+                for _, _, files in ancillary:
+                    self.files += array.array("i", files)
+                request += data
+                try:
+                    self.asked = json.loads(request)
+                    break
+                except ValueError:
+                    continue
+            if self.hangs:
+                await anyio.sleep_forever()
+            for answer in self.answers:
+                await stream.send(answer)
+                await anyio.lowlevel.checkpoint()
+
+
+@pytest.fixture
+async def sentry(tmp_path: Path) -> AsyncIterator[Sentry]:
+    path = tmp_path / "s"
+    made = Sentry(path)
+    async with (
+        await anyio.create_unix_listener(path) as listener,
+        anyio.create_task_group() as all_,
+    ):
+        all_.start_soon(listener.serve, made.serve)
+        yield made
+        all_.cancel_scope.cancel()
+    for file in made.files:
+        os.close(file)
+
+
+async def test_a_start_sends_the_configuration_and_the_descriptors_in_gvisors_order(
+    sentry: Sentry,
+) -> None:
+    with Pipe(parent="read") as out, Pipe(parent="read") as err, Pipe(parent="write") as into:
+        image = os.open(os.devnull, os.O_RDONLY)
+        streams = Streams(stdin=into.theirs, stdout=out.theirs, stderr=err.theirs)
+        await sentry.control.start(
+            "job", {"hostname": "h" * 100_000}, rootfs=image, streams=streams, within_s=SOON_S
+        )
+        sent = [os.fstat(file).st_ino for file in sentry.files]
+        given = [into.theirs, out.theirs, err.theirs, image]
+
+        assert sent == [os.fstat(file).st_ino for file in given]
+        os.close(image)
+    assert sentry.asked["method"] == "containerManager.StartSubcontainer"
+    argument = sentry.asked["arg"]
+    assert isinstance(argument, dict)
+    assert argument["CID"] == "job"
+    assert argument["Spec"] == {"hostname": "h" * 100_000}
+    assert argument["GoferMountConfs"] == [{"upper": 0, "lower": 2}]
+    assert argument["Conf"]["Network"] == 2
+
+
+async def test_a_wait_gives_the_raw_status(sentry: Sentry) -> None:
+    sentry.answers = [b'{"success":true,"err":"","result":35072}']
+
+    assert await sentry.control.wait("job", within_s=SOON_S) == 137 << 8
+    assert sentry.asked == {"method": "containerManager.Wait", "arg": "job"}
+
+
+async def test_an_answer_may_come_in_pieces(sentry: Sentry) -> None:
+    sentry.answers = [bytes([byte]) for byte in b'{"success":true,"err":"}","result":9}\n']
+
+    assert await sentry.control.wait("job", within_s=SOON_S) == 9
+
+
+async def test_a_refusal_is_told_in_the_sandboxs_own_words(sentry: Sentry) -> None:
+    sentry.answers = [b'{"success":false,"err":"no such container","result":null}']
+
+    with pytest.raises(ControlError) as raised:
+        await sentry.control.create("job", within_s=SOON_S)
+
+    assert raised.value.words == "no such container"
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [[b'{"success":1}'], [b'["a"]}'], [b'{"a":"' + b"x" * 70_000, b'"}']],
+    ids=["wrong type", "no JSON for ever", "without a bound"],
+)
+async def test_nonsense_is_an_error(
+    sentry: Sentry, answers: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control, "_MOST_BYTES", 60_000)
+    sentry.answers = answers
+
+    with pytest.raises((ControlError, ControlLostError)):
+        await sentry.control.create("job", within_s=SOON_S)
+
+
+async def test_a_status_that_is_none_is_an_error(sentry: Sentry) -> None:
+    sentry.answers = [b'{"success":true,"err":"","result":"done"}']
+
+    with pytest.raises(ControlError, match="no status"):
+        await sentry.control.wait("job", within_s=SOON_S)
+
+
+async def test_a_sandbox_that_ends_before_it_has_answered_is_lost(sentry: Sentry) -> None:
+    sentry.answers = [b'{"success":']
+
+    with pytest.raises(ControlLostError) as raised:
+        await sentry.control.wait("job", within_s=SOON_S)
+
+    assert not isinstance(raised.value, ControlAbsentError)
+
+
+async def test_a_sandbox_that_is_not_there_was_not_asked(tmp_path: Path) -> None:
+    with pytest.raises(ControlAbsentError):
+        await ControlSocket(tmp_path / "none").create("job", within_s=SOON_S)
+
+
+async def test_no_answer_is_waited_for_longer_than_allowed(sentry: Sentry) -> None:
+    sentry.hangs = True
+
+    with pytest.raises(TimeoutError, match=r"DestroySubcontainer: no answer within 0\.05 s"):
+        await sentry.control.destroy("job", within_s=0.05)

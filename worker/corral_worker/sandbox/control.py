@@ -1,0 +1,230 @@
+"""The control socket of a running sandbox: programs are started without a process for it.
+
+It is gVisor's own interface between ``runsc`` and the sentry, and internal: what is sent
+here is what ``runsc start`` and ``runsc wait`` of a container in a pod send. Whoever uses
+it must have seen it work with the installed runsc. The socket lies in runsc's state
+directory on the host; nothing in the guest can reach it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import anyio
+import anyio.abc
+import msgspec
+
+_MOST_BYTES = 64 * 1024
+"""Longest reply: errors quote the job's strings, all else is short."""
+_WANT = 4096
+
+
+class ControlError(Exception):
+    """Raised if a sandbox answers, but not as asked.
+
+    Attributes:
+        words: what it said.
+    """
+
+    def __init__(self, method: str, words: str) -> None:
+        super().__init__(f"{method}: {words}")
+        self.words = words
+
+
+class ControlLostError(Exception):
+    """Raised if nobody answers any more: the sandbox has ended, or was never there."""
+
+
+class ControlAbsentError(ControlLostError):
+    """Raised if nobody listens: nothing was asked."""
+
+
+class Streams(msgspec.Struct, frozen=True, kw_only=True):
+    """Descriptors that become a program's own; the caller keeps its copies."""
+
+    stdin: int
+    stdout: int
+    stderr: int
+
+
+class _MountConf(msgspec.Struct, frozen=True, kw_only=True):
+    """How gVisor puts a file system together: an EROFS image, nothing over it."""
+
+    upper: int = 0
+    lower: int = 2
+
+
+class _Config(msgspec.Struct, frozen=True, kw_only=True, rename="pascal"):
+    """The flags of runsc that matter once a sandbox runs, in gVisor's own numbers."""
+
+    file_access_mounts: int = 1
+    network: int = 2
+    """None but loopback."""
+    direct_fs: bool = msgspec.field(default=False, name="DirectFS")
+    fd_limit: int = msgspec.field(default=-1, name="FDLimit")
+    d_cache: int = -1
+    panic_signal: int = -1
+    overlay2: dict[str, str] = {}
+
+
+class _Create(msgspec.Struct, frozen=True, kw_only=True):
+    CID: str
+
+
+class _Start(msgspec.Struct, frozen=True, kw_only=True, rename="pascal"):
+    spec: Mapping[str, object]
+    conf: _Config = _Config()
+    cid: str = msgspec.field(name="CID")
+    num_gofer_filestore_fds: int = msgspec.field(default=0, name="NumGoferFilestoreFDs")
+    is_dev_io_file_present: bool = False
+    gofer_mount_confs: tuple[_MountConf, ...] = (_MountConf(),)
+
+
+class _Request(msgspec.Struct, frozen=True, kw_only=True):
+    method: str
+    arg: _Create | _Start | str
+
+
+class _Reply(msgspec.Struct):
+    success: bool
+    err: str = ""
+    result: msgspec.Raw = msgspec.Raw(b"null")
+
+
+_REPLY = msgspec.json.Decoder(_Reply)
+_ENCODER = msgspec.json.Encoder()
+
+
+class ControlSocket:
+    """Starts containers in a sandbox that runs.
+
+    Every call opens a connection of its own, so that one which was given up
+    cannot be taken for the next one's answer.
+
+    Args:
+        path: the socket.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    async def create(self, container: str, *, within_s: float) -> None:
+        """Announce a container; its id is to be new in this sandbox.
+
+        Raises:
+            ControlError: the sandbox refuses.
+            ControlLostError: nobody answers.
+            TimeoutError: there was no answer in time.
+        """
+        await self._call("CreateSubcontainer", _Create(CID=container), within_s=within_s)
+
+    async def start(
+        self,
+        container: str,
+        config: Mapping[str, object],
+        *,
+        rootfs: int,
+        streams: Streams,
+        within_s: float,
+    ) -> None:
+        """Start a container that was announced: its program runs when this returns.
+
+        After a :class:`ControlLostError` or a :class:`TimeoutError` it may run as well.
+
+        Args:
+            container: its id.
+            config: its OCI configuration.
+            rootfs: descriptor of its EROFS image, open for reading.
+            streams: descriptors of its program.
+            within_s: seconds it may take.
+
+        Raises:
+            ControlError: there is no such program or directory, or the like.
+            ControlLostError: nobody answers.
+            TimeoutError: there was no answer in time.
+        """
+        await self._call(
+            "StartSubcontainer",
+            _Start(spec=config, cid=container),
+            files=(streams.stdin, streams.stdout, streams.stderr, rootfs),
+            within_s=within_s,
+        )
+
+    async def wait(self, container: str, *, within_s: float) -> int:
+        """Return the wait status of a container's program when it has ended.
+
+        Raises:
+            ControlError: there is no such container.
+            ControlLostError: the sandbox ended first.
+            TimeoutError: it has not ended in time.
+        """
+        reply = await self._call("Wait", container, within_s=within_s)
+        try:
+            return msgspec.json.decode(reply.result, type=int)
+        except msgspec.DecodeError as error:
+            raise ControlError("Wait", f"no status: {error}") from error
+
+    async def destroy(self, container: str, *, within_s: float) -> None:
+        """End a container and forget it, its file systems included.
+
+        Raises:
+            ControlError: there is no such container.
+            ControlLostError: nobody answers.
+            TimeoutError: there was no answer in time.
+        """
+        await self._call("DestroySubcontainer", container, within_s=within_s)
+
+    async def _call(
+        self,
+        method: str,
+        arg: _Create | _Start | str,
+        *,
+        within_s: float,
+        files: Sequence[int] = (),
+    ) -> _Reply:
+        request = _ENCODER.encode(_Request(method=f"containerManager.{method}", arg=arg))
+        try:
+            with anyio.fail_after(within_s):
+                async with await self._connected(method) as stream:
+                    await _send(stream, request, files)
+                    reply = await _receive(stream, method)
+        except TimeoutError:
+            raise TimeoutError(f"{method}: no answer within {within_s:g} s") from None
+        except (OSError, anyio.EndOfStream, anyio.BrokenResourceError) as error:
+            raise ControlLostError(f"{method}: nobody answers: {error}") from error
+        if not reply.success:
+            raise ControlError(method, reply.err or "refused without a word")
+        return reply
+
+    async def _connected(self, method: str) -> anyio.abc.UNIXSocketStream:
+        try:
+            return await anyio.connect_unix(self._path)
+        except OSError as error:
+            raise ControlAbsentError(f"{method}: nobody listens: {error}") from error
+
+
+async def _send(stream: anyio.abc.UNIXSocketStream, request: bytes, files: Sequence[int]) -> None:
+    if not files:
+        await stream.send(request)
+        return
+    # The descriptors belong to the first byte that arrives: one is enough to carry them, and
+    # of more the kernel might take only a part.
+    await stream.send_fds(request[:1], list(files))
+    await stream.send(request[1:])
+
+
+async def _receive(stream: anyio.abc.UNIXSocketStream, method: str) -> _Reply:
+    answer = bytearray()
+    while True:
+        answer += await stream.receive(_WANT)
+        # There is no mark at a reply's end but that of JSON itself.
+        if answer.endswith((b"}", b"}\n")):
+            try:
+                return _REPLY.decode(answer)
+            except msgspec.ValidationError as error:
+                raise ControlError(method, f"not a reply: {error}") from error
+            except msgspec.DecodeError:
+                pass  # a brace in the midst of it
+        if len(answer) > _MOST_BYTES:
+            raise ControlError(method, f"a reply of more than {_MOST_BYTES} bytes")
