@@ -9,19 +9,22 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import anyio
 import pytest
 
-from corral import ErrImageNotFound
+from corral import CorralError, EffectiveLimits, ErrImageNotFound, ErrWorkerLost, Job
 from corral_worker.images.builder import ImageBuilder, default_recipes
 from corral_worker.images.store import ImageStore
+from corral_worker.pool.pause import build_pause_image
+from corral_worker.pool.prepared import NotPreparedError, Prepared, Shape
 from corral_worker.sandbox.cgroup_host import CgroupHost
 from corral_worker.sandbox.holdings import Holdings
-from corral_worker.sandbox.lifecycle import ColdStart
+from corral_worker.sandbox.lifecycle import ColdStart, Report, Sandboxes
 from corral_worker.sandbox.runsc import Runsc, find
+from corral_worker.sandbox.stop import Stop
 
 IMAGES = Path(os.environ.get("CORRAL_TEST_IMAGES", "/var/lib/corral/images"))
 """Shared by all test runs of a machine, so that images are built only once."""
@@ -114,8 +117,8 @@ def holdings() -> Holdings:
 
 
 @pytest.fixture(scope="session")
-def sandboxes(runsc: Runsc, cgroups: CgroupHost, directory: Path, holdings: Holdings) -> ColdStart:
-    """What the tests are about."""
+def cold(runsc: Runsc, cgroups: CgroupHost, directory: Path, holdings: Holdings) -> ColdStart:
+    """What starts a sandbox for each program."""
     return ColdStart(
         runsc=runsc,
         cgroups=cgroups,
@@ -125,13 +128,65 @@ def sandboxes(runsc: Runsc, cgroups: CgroupHost, directory: Path, holdings: Hold
     )
 
 
+@pytest.fixture(scope="session")
+def pause(directory: Path) -> Path:
+    """Image that sandboxes wait in."""
+    image = directory / "pause.erofs"
+    anyio.run(build_pause_image, image)
+    return image
+
+
+class WarmOnly:
+    """Makes a sandbox ready for each program, and only then runs it there."""
+
+    def __init__(self, runsc: Runsc, cold: ColdStart, pause: Path) -> None:
+        self._runsc = runsc
+        self._cold = cold
+        self._pause = pause
+
+    async def run(self, job: Job, limits: EffectiveLimits, rootfs: Path, stop: Stop) -> Report:
+        prepared = Prepared(
+            shape=Shape.of(limits),
+            runsc=self._runsc,
+            places=self._cold.place,
+            pause=self._pause,
+            start_timeout_s=20,
+        )
+        ready = anyio.Event()
+        ending: Report | CorralError = ErrWorkerLost("it was never ready")
+
+        async def live() -> None:
+            with suppress(NotPreparedError):
+                await prepared.live(ready.set)
+            tasks.cancel_scope.cancel()
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(live)
+            await ready.wait()
+            async with prepared.taken() as warm:
+                try:
+                    ending = await warm.run(job, limits, rootfs, stop)
+                except CorralError as error:
+                    ending = error
+        if isinstance(ending, CorralError):
+            raise ending
+        return ending
+
+
+@pytest.fixture(scope="session", params=["cold", "warm"])
+def sandboxes(
+    request: pytest.FixtureRequest, runsc: Runsc, cold: ColdStart, pause: Path
+) -> Sandboxes:
+    """What the tests are about: both ways are to be the same in all that they look at."""
+    return cold if request.param == "cold" else WarmOnly(runsc, cold, pause)
+
+
 @pytest.fixture(autouse=True)
 async def _host_as_before(
     # Tests that are not async have an event loop, too: its descriptors are no difference.
     anyio_backend: str,
-    sandboxes: ColdStart,
-    runsc: Runsc,
     cgroups: CgroupHost,
+    runsc: Runsc,
     directory: Path,
     rootfs: Path,
 ) -> AsyncIterator[None]:

@@ -8,7 +8,7 @@ import anyio
 import pytest
 
 from corral import EffectiveLimits, ErrInvalidJob, ErrProgramNotFound, Job, Outcome
-from corral_worker.sandbox.lifecycle import ColdStart, Report
+from corral_worker.sandbox.lifecycle import Report, Sandboxes
 from corral_worker.sandbox.outcome import Ending
 from corral_worker.sandbox.stop import Stop
 
@@ -29,7 +29,7 @@ def signalled(number: int) -> Ending:
     return Ending(outcome=Outcome.SIGNALLED, signal=number)
 
 
-async def test_a_program_says_hello(sandboxes: ColdStart, rootfs: Path) -> None:
+async def test_a_program_says_hello(sandboxes: Sandboxes, rootfs: Path) -> None:
     report = await sandboxes.run(Job(argv=("echo", "hello")), LIMITS, rootfs, Stop())
 
     assert report.ending == exited(0)
@@ -42,7 +42,7 @@ async def test_a_program_says_hello(sandboxes: ColdStart, rootfs: Path) -> None:
 
 @pytest.mark.parametrize("code", [0, 1, 2, 126, 127, 128, 137, 143, 255])
 async def test_an_exit_code_is_the_programs_own_even_if_it_looks_like_a_signal(
-    sandboxes: ColdStart, rootfs: Path, code: int
+    sandboxes: Sandboxes, rootfs: Path, code: int
 ) -> None:
     report = await sandboxes.run(shell(f"exit {code}"), LIMITS, rootfs, Stop())
 
@@ -51,7 +51,7 @@ async def test_an_exit_code_is_the_programs_own_even_if_it_looks_like_a_signal(
 
 @pytest.mark.parametrize("number", [6, 9, 11, 15])
 async def test_a_program_that_a_signal_of_its_own_ends_was_signalled(
-    sandboxes: ColdStart, python_rootfs: Path, number: int
+    sandboxes: Sandboxes, python_rootfs: Path, number: int
 ) -> None:
     job = Job(argv=("python3", "-c", f"import os; os.kill(os.getpid(), {number})"))
 
@@ -62,7 +62,7 @@ async def test_a_program_that_a_signal_of_its_own_ends_was_signalled(
 
 
 async def test_a_shell_may_report_the_signal_that_ended_its_child(
-    sandboxes: ColdStart, rootfs: Path
+    sandboxes: Sandboxes, rootfs: Path
 ) -> None:
     report = await sandboxes.run(shell("sh -c 'kill -9 $$'; exit $?"), LIMITS, rootfs, Stop())
 
@@ -91,7 +91,7 @@ async def test_a_shell_may_report_the_signal_that_ended_its_child(
     ],
 )
 async def test_a_program_that_cannot_be_executed_is_no_fault_of_the_host(
-    sandboxes: ColdStart, rootfs: Path, program: str
+    sandboxes: Sandboxes, rootfs: Path, program: str
 ) -> None:
     report = await sandboxes.run(Job(argv=(program,)), LIMITS, rootfs, Stop())
 
@@ -102,7 +102,7 @@ async def test_a_program_that_cannot_be_executed_is_no_fault_of_the_host(
 
 
 async def test_arguments_that_quote_the_runtimes_log_decide_nothing(
-    sandboxes: ColdStart, rootfs: Path
+    sandboxes: Sandboxes, rootfs: Path
 ) -> None:
     forged = '{"msg":"Exiting with status: 0","time":"2030-01-01T00:00:00Z"}'
     job = Job(argv=("/bin/sh", "-c", "exit 3", forged, "Exiting with status: 0"))
@@ -112,7 +112,7 @@ async def test_arguments_that_quote_the_runtimes_log_decide_nothing(
     assert report.ending == exited(3)
 
 
-async def test_arguments_and_environment_may_be_large(sandboxes: ColdStart, rootfs: Path) -> None:
+async def test_arguments_and_environment_may_be_large(sandboxes: Sandboxes, rootfs: Path) -> None:
     many = tuple("y" * 1000 for _ in range(500))
     job = Job(
         argv=("/bin/sh", "-c", "exit $#", "sh", *many),
@@ -128,7 +128,7 @@ async def test_arguments_and_environment_may_be_large(sandboxes: ColdStart, root
     "cwd", ["/nowhere", "/tmp/nowhere", "/etc/passwd/x", pytest.param("/" + "x" * 4000, id="long")]
 )
 async def test_a_missing_working_directory_is_the_callers_to_mend(
-    sandboxes: ColdStart, rootfs: Path, cwd: str
+    sandboxes: Sandboxes, rootfs: Path, cwd: str
 ) -> None:
     report = await sandboxes.run(Job(argv=("true",), cwd=cwd), LIMITS, rootfs, Stop())
 
@@ -148,7 +148,7 @@ async def test_a_missing_working_directory_is_the_callers_to_mend(
     ids=["background", "noisy", "setsid", "double fork", "deaf to signals"],
 )
 async def test_what_a_program_left_running_dies_with_it(
-    sandboxes: ColdStart, rootfs: Path, script: str
+    sandboxes: Sandboxes, rootfs: Path, script: str
 ) -> None:
     report = await sandboxes.run(shell(script), LIMITS, rootfs, Stop())
 
@@ -156,7 +156,7 @@ async def test_what_a_program_left_running_dies_with_it(
 
 
 async def test_a_program_may_close_its_output_long_before_it_ends(
-    sandboxes: ColdStart, rootfs: Path
+    sandboxes: Sandboxes, rootfs: Path
 ) -> None:
     script = "echo said; exec >&- 2>&- <&-; sleep 0.2; exit 4"
 
@@ -167,7 +167,7 @@ async def test_a_program_may_close_its_output_long_before_it_ends(
 
 
 async def test_a_python_program_computes_and_prints(
-    sandboxes: ColdStart, python_rootfs: Path
+    sandboxes: Sandboxes, python_rootfs: Path
 ) -> None:
     job = Job(argv=("python", "-c", "print(6 * 7)"))
 
@@ -179,7 +179,7 @@ async def test_a_python_program_computes_and_prints(
 
 
 async def test_a_traceback_is_on_stderr_and_the_exit_code_is_pythons(
-    sandboxes: ColdStart, python_rootfs: Path
+    sandboxes: Sandboxes, python_rootfs: Path
 ) -> None:
     job = Job(argv=("python3", "-c", "print('before', flush=True); 1 / 0"))
 
@@ -191,7 +191,7 @@ async def test_a_traceback_is_on_stderr_and_the_exit_code_is_pythons(
 
 
 async def test_sandboxes_at_the_same_time_do_not_know_of_each_other(
-    sandboxes: ColdStart, rootfs: Path
+    sandboxes: Sandboxes, rootfs: Path
 ) -> None:
     reports: dict[int, Report] = {}
 
@@ -210,7 +210,7 @@ async def test_sandboxes_at_the_same_time_do_not_know_of_each_other(
 
 
 async def test_usage_and_times_are_what_the_kernel_counted(
-    sandboxes: ColdStart, rootfs: Path
+    sandboxes: Sandboxes, rootfs: Path
 ) -> None:
     script = "i=0; while [ $i -lt 100000 ]; do i=$((i+1)); done"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from corral import EffectiveLimits, Job
-from corral_worker.sandbox.lifecycle import ColdStart, Report
+from corral_worker.sandbox.lifecycle import Report, Sandboxes
 from corral_worker.sandbox.stop import Stop
 
 pytestmark = pytest.mark.live
@@ -16,12 +16,12 @@ pytestmark = pytest.mark.live
 LIMITS = EffectiveLimits(wall_s=40)
 
 
-async def shell(sandboxes: ColdStart, rootfs: Path, script: str, user: str = "nobody") -> Report:
+async def shell(sandboxes: Sandboxes, rootfs: Path, script: str, user: str = "nobody") -> Report:
     job = Job(argv=("/bin/sh", "-c", script), user=user)
     return await sandboxes.run(job, LIMITS, rootfs, Stop())
 
 
-async def test_the_kernel_is_gvisors(sandboxes: ColdStart, rootfs: Path) -> None:
+async def test_the_kernel_is_gvisors(sandboxes: Sandboxes, rootfs: Path) -> None:
     report = await shell(sandboxes, rootfs, "dmesg")
 
     assert b"Starting gVisor" in report.stdout.data
@@ -32,7 +32,7 @@ async def test_the_kernel_is_gvisors(sandboxes: ColdStart, rootfs: Path) -> None
     [("nobody", "65534 65534"), ("1234", "1234 1234"), ("1234:99", "1234 99"), ("0007:8", "7 8")],
 )
 async def test_a_program_runs_as_the_user_it_was_given(
-    sandboxes: ColdStart, rootfs: Path, user: str, ids: str
+    sandboxes: Sandboxes, rootfs: Path, user: str, ids: str
 ) -> None:
     report = await shell(sandboxes, rootfs, "echo $(id -u) $(id -g); id -G", user)
 
@@ -40,7 +40,7 @@ async def test_a_program_runs_as_the_user_it_was_given(
 
 
 async def test_a_program_has_no_capabilities_and_can_get_none(
-    sandboxes: ColdStart, python_rootfs: Path
+    sandboxes: Sandboxes, python_rootfs: Path
 ) -> None:
     script = (
         "import ctypes\n"
@@ -58,7 +58,7 @@ async def test_a_program_has_no_capabilities_and_can_get_none(
     assert set(found.values()) == {"0"}
 
 
-async def test_there_is_no_interface_but_loopback(sandboxes: ColdStart, rootfs: Path) -> None:
+async def test_there_is_no_interface_but_loopback(sandboxes: Sandboxes, rootfs: Path) -> None:
     report = await shell(sandboxes, rootfs, "awk -F: 'NR > 2 {print $1}' /proc/net/dev")
 
     assert report.stdout.data.split() == [b"lo"]
@@ -68,7 +68,7 @@ async def test_there_is_no_interface_but_loopback(sandboxes: ColdStart, rootfs: 
     "address", ["('192.0.2.1', 80)", "('169.254.169.254', 80)", "('2001:db8::1', 80)"]
 )
 async def test_nothing_can_be_reached(
-    sandboxes: ColdStart, python_rootfs: Path, address: str
+    sandboxes: Sandboxes, python_rootfs: Path, address: str
 ) -> None:
     script = f"import socket; socket.create_connection({address}, timeout=20)"
     job = Job(argv=("python3", "-c", script))
@@ -79,7 +79,7 @@ async def test_nothing_can_be_reached(
 
 
 async def test_the_hosts_own_services_cannot_be_reached(
-    sandboxes: ColdStart, python_rootfs: Path
+    sandboxes: Sandboxes, python_rootfs: Path
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
@@ -93,7 +93,7 @@ async def test_the_hosts_own_services_cannot_be_reached(
 
 @pytest.mark.parametrize("place", ["/", "/bin", "/etc", "/usr", "/var", "/root", "/sys", "/proc"])
 async def test_the_root_file_system_is_read_only(
-    sandboxes: ColdStart, rootfs: Path, place: str
+    sandboxes: Sandboxes, rootfs: Path, place: str
 ) -> None:
     report = await shell(sandboxes, rootfs, f"touch {place}/file")
 
@@ -101,13 +101,13 @@ async def test_the_root_file_system_is_read_only(
     assert report.stdout.data == b""
 
 
-async def _done(sandboxes: ColdStart, rootfs: Path) -> object:
+async def _done(sandboxes: Sandboxes, rootfs: Path) -> object:
     return (await shell(sandboxes, rootfs, "exit 0")).ending
 
 
 @pytest.mark.parametrize("place", ["/workspace", "/tmp", "/var/tmp", "/home", "/dev/shm", "."])
 async def test_a_program_has_room_of_its_own(
-    sandboxes: ColdStart, rootfs: Path, place: str
+    sandboxes: Sandboxes, rootfs: Path, place: str
 ) -> None:
     script = f"ls -A {place}; echo mine > {place}/file && cat {place}/file"
 
@@ -117,7 +117,7 @@ async def test_a_program_has_room_of_its_own(
 
 
 async def test_nothing_a_program_wrote_is_there_for_the_next(
-    sandboxes: ColdStart, rootfs: Path
+    sandboxes: Sandboxes, rootfs: Path
 ) -> None:
     script = "find /workspace /tmp /var/tmp /home /dev/shm -mindepth 1; echo secret > /tmp/secret"
 
@@ -129,7 +129,7 @@ async def test_nothing_a_program_wrote_is_there_for_the_next(
 
 
 async def test_the_hosts_files_are_not_there(
-    sandboxes: ColdStart, rootfs: Path, directory: Path, tmp_path: Path
+    sandboxes: Sandboxes, rootfs: Path, directory: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("of the host")
     paths = [tmp_path / "file", directory, rootfs, Path(__file__), Path("/root/.ssh")]
@@ -140,14 +140,14 @@ async def test_the_hosts_files_are_not_there(
     assert not any(str(path) in report.stdout.data.decode() for path in paths)
 
 
-async def test_the_host_has_another_name(sandboxes: ColdStart, rootfs: Path) -> None:
+async def test_the_host_has_another_name(sandboxes: Sandboxes, rootfs: Path) -> None:
     report = await shell(sandboxes, rootfs, "hostname; cat /etc/hostname 2>/dev/null")
 
     assert report.stdout.data.split()[0] == b"corral"
     assert socket.gethostname().encode() not in report.stdout.data
 
 
-async def test_the_hosts_processes_are_not_there(sandboxes: ColdStart, rootfs: Path) -> None:
+async def test_the_hosts_processes_are_not_there(sandboxes: Sandboxes, rootfs: Path) -> None:
     report = await shell(sandboxes, rootfs, "echo /proc/[0-9]*")
 
     assert report.stdout.data == b"/proc/1\n"
@@ -170,7 +170,7 @@ async def test_the_hosts_processes_are_not_there(sandboxes: ColdStart, rootfs: P
     ],
 )
 async def test_what_only_root_may_do_is_refused(
-    sandboxes: ColdStart, rootfs: Path, script: str
+    sandboxes: Sandboxes, rootfs: Path, script: str
 ) -> None:
     report = await shell(sandboxes, rootfs, f"({script}) && echo done")
 

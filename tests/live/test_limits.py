@@ -10,7 +10,7 @@ import pytest
 
 from corral import EffectiveLimits, Job, Outcome
 from corral_worker.sandbox.bundle import host_tasks
-from corral_worker.sandbox.lifecycle import ColdStart
+from corral_worker.sandbox.lifecycle import ColdStart, Sandboxes
 from corral_worker.sandbox.outcome import Ending
 from corral_worker.sandbox.stop import Stop
 
@@ -29,7 +29,7 @@ def python(script: str) -> Job:
 
 
 async def test_the_host_is_told_the_limits_and_asked_for_them_again(
-    sandboxes: ColdStart, rootfs: Path
+    sandboxes: Sandboxes, rootfs: Path
 ) -> None:
     limits = EffectiveLimits(memory_bytes=96 * MIB, cpus=0.5, pids=20)
 
@@ -41,7 +41,7 @@ async def test_the_host_is_told_the_limits_and_asked_for_them_again(
 
 
 async def test_a_program_that_runs_too_long_is_killed_and_its_output_kept(
-    sandboxes: ColdStart, rootfs: Path
+    sandboxes: Sandboxes, rootfs: Path
 ) -> None:
     limits = EffectiveLimits(wall_s=0.5)
 
@@ -56,12 +56,10 @@ async def test_a_program_that_runs_too_long_is_killed_and_its_output_kept(
     assert report.termination.verified_dead
 
 
-async def test_the_wall_limit_counts_from_the_programs_start(
-    sandboxes: ColdStart, rootfs: Path
-) -> None:
+async def test_the_wall_limit_counts_from_the_programs_start(cold: ColdStart, rootfs: Path) -> None:
     limits = EffectiveLimits(wall_s=0.05)
 
-    report = await sandboxes.run(shell("sleep 1000"), limits, rootfs, Stop())
+    report = await cold.run(shell("sleep 1000"), limits, rootfs, Stop())
 
     assert report.ending == Ending(outcome=Outcome.WALL_TIMEOUT, signal=9)
     # No sandbox boots in that time: one that counted from there would never run.
@@ -70,7 +68,7 @@ async def test_the_wall_limit_counts_from_the_programs_start(
 
 
 async def test_a_program_that_ignores_signals_is_killed_all_the_same(
-    sandboxes: ColdStart, rootfs: Path
+    sandboxes: Sandboxes, rootfs: Path
 ) -> None:
     script = "trap '' TERM INT HUP QUIT; while :; do sleep 1 & wait; done"
 
@@ -80,7 +78,7 @@ async def test_a_program_that_ignores_signals_is_killed_all_the_same(
 
 
 async def test_processor_time_is_limited_apart_from_wall_time(
-    sandboxes: ColdStart, rootfs: Path
+    sandboxes: Sandboxes, rootfs: Path
 ) -> None:
     limits = EffectiveLimits(wall_s=40, cpu_time_s=0.5, cpus=2)
     script = "echo begun; while :; do :; done & while :; do :; done"
@@ -96,7 +94,7 @@ async def test_processor_time_is_limited_apart_from_wall_time(
 
 @pytest.mark.parametrize("program", ["x = b'x' * (200 << 20)", "x = [bytes(1000)] * (100 << 20)"])
 async def test_a_program_that_takes_too_much_memory_is_out_of_memory(
-    sandboxes: ColdStart, python_rootfs: Path, program: str
+    sandboxes: Sandboxes, python_rootfs: Path, program: str
 ) -> None:
     limits = EffectiveLimits(wall_s=40, memory_bytes=64 * MIB)
 
@@ -112,7 +110,7 @@ async def test_a_program_that_takes_too_much_memory_is_out_of_memory(
     assert report.termination is None
 
 
-async def test_files_in_memory_count_as_memory(sandboxes: ColdStart, rootfs: Path) -> None:
+async def test_files_in_memory_count_as_memory(sandboxes: Sandboxes, rootfs: Path) -> None:
     limits = EffectiveLimits(wall_s=40, memory_bytes=64 * MIB, disk_bytes=512 * MIB)
 
     report = await sandboxes.run(shell("cat /dev/zero > /tmp/file"), limits, rootfs, Stop())
@@ -122,17 +120,15 @@ async def test_files_in_memory_count_as_memory(sandboxes: ColdStart, rootfs: Pat
     assert report.counters.peak_memory_bytes <= limits.memory_bytes
 
 
-async def test_too_little_memory_to_boot_is_the_limits_doing(
-    sandboxes: ColdStart, rootfs: Path
-) -> None:
+async def test_too_little_memory_to_boot_is_the_limits_doing(cold: ColdStart, rootfs: Path) -> None:
     limits = EffectiveLimits(wall_s=40, memory_bytes=2 * MIB)
 
-    report = await sandboxes.run(shell("exit 0"), limits, rootfs, Stop())
+    report = await cold.run(shell("exit 0"), limits, rootfs, Stop())
 
     assert report.ending == Ending(outcome=Outcome.OUT_OF_MEMORY)
 
 
-async def test_a_fork_bomb_hits_the_limit_of_processes(sandboxes: ColdStart, rootfs: Path) -> None:
+async def test_a_fork_bomb_hits_the_limit_of_processes(sandboxes: Sandboxes, rootfs: Path) -> None:
     limits = EffectiveLimits(wall_s=40, pids=8)
     script = "echo begun; while :; do sleep 1000 & done"
 
@@ -144,7 +140,7 @@ async def test_a_fork_bomb_hits_the_limit_of_processes(sandboxes: ColdStart, roo
 
 @pytest.mark.parametrize("pids", [1, 2, 8, 20])
 async def test_as_many_processes_as_the_limit_says_may_run(
-    sandboxes: ColdStart, rootfs: Path, pids: int
+    sandboxes: Sandboxes, rootfs: Path, pids: int
 ) -> None:
     limits = EffectiveLimits(wall_s=40, pids=pids)
     # The shell itself is one of them; it counts them without any other.
@@ -161,7 +157,7 @@ async def test_as_many_processes_as_the_limit_says_may_run(
 
 @pytest.mark.parametrize("pids", [8, 20])
 async def test_as_many_python_processes_as_the_limit_says_may_run(
-    sandboxes: ColdStart, python_rootfs: Path, pids: int
+    sandboxes: Sandboxes, python_rootfs: Path, pids: int
 ) -> None:
     limits = EffectiveLimits(wall_s=40, pids=pids, memory_bytes=512 * MIB)
     script = f"""
@@ -194,7 +190,7 @@ ours.unlink()
 
 
 async def test_processes_may_share_memory_and_locks(
-    sandboxes: ColdStart, python_rootfs: Path
+    sandboxes: Sandboxes, python_rootfs: Path
 ) -> None:
     report = await sandboxes.run(
         python(SHARES_MEMORY), EffectiveLimits(wall_s=40), python_rootfs, Stop()
@@ -206,7 +202,7 @@ async def test_processes_may_share_memory_and_locks(
 
 @pytest.mark.parametrize("place", ["/workspace", "/tmp", "/var/tmp", "/home", "/dev/shm"])
 async def test_a_writable_directory_is_full_at_its_limit(
-    sandboxes: ColdStart, rootfs: Path, place: str
+    sandboxes: Sandboxes, rootfs: Path, place: str
 ) -> None:
     limits = EffectiveLimits(wall_s=40, disk_bytes=2 * MIB)
     script = f"cat /dev/zero > {place}/file; wc -c < {place}/file"
@@ -232,7 +228,7 @@ time.sleep(1000)
 
 
 async def test_what_all_writable_directories_hold_together_is_limited(
-    sandboxes: ColdStart, python_rootfs: Path
+    sandboxes: Sandboxes, python_rootfs: Path
 ) -> None:
     limits = EffectiveLimits(wall_s=60, memory_bytes=512 * MIB, disk_bytes=48 * MIB)
     script = FILLS_AND_GOES_ON.replace("GOES_ON_AFTER", "0")
@@ -247,7 +243,7 @@ async def test_what_all_writable_directories_hold_together_is_limited(
 
 
 async def test_a_program_may_fill_one_directory_and_note_that_in_another(
-    sandboxes: ColdStart, python_rootfs: Path
+    sandboxes: Sandboxes, python_rootfs: Path
 ) -> None:
     limits = EffectiveLimits(wall_s=60, memory_bytes=512 * MIB, disk_bytes=48 * MIB)
     script = """
@@ -268,7 +264,7 @@ print(open("/workspace/log").read())
 
 
 async def test_memory_that_is_no_file_is_not_counted_as_disk(
-    sandboxes: ColdStart, python_rootfs: Path
+    sandboxes: Sandboxes, python_rootfs: Path
 ) -> None:
     limits = EffectiveLimits(wall_s=60, memory_bytes=512 * MIB, disk_bytes=16 * MIB)
     script = "import time; x = b'x' * (100 << 20); time.sleep(1); print(len(x) >> 20)"
@@ -280,7 +276,7 @@ async def test_memory_that_is_no_file_is_not_counted_as_disk(
 
 
 async def test_a_flood_of_empty_files_is_bounded_by_memory(
-    sandboxes: ColdStart, python_rootfs: Path
+    sandboxes: Sandboxes, python_rootfs: Path
 ) -> None:
     limits = EffectiveLimits(wall_s=80, cpus=2, memory_bytes=32 * MIB)
     script = "print('begun', flush=True)\nn = 0\nwhile 1: open(f'/tmp/{n}', 'w').close(); n += 1"
@@ -292,7 +288,7 @@ async def test_a_flood_of_empty_files_is_bounded_by_memory(
     assert report.stdout.data == b"begun\n"
 
 
-async def test_one_file_is_limited(sandboxes: ColdStart, python_rootfs: Path) -> None:
+async def test_one_file_is_limited(sandboxes: Sandboxes, python_rootfs: Path) -> None:
     limits = EffectiveLimits(wall_s=40, file_bytes=MIB)
     script = """
 import os, resource, sys
@@ -317,7 +313,7 @@ sys.stdout.buffer.write(bytes(2 << 20))
 
 
 async def test_a_program_that_does_not_expect_a_limit_of_one_file_dies_of_its_signal(
-    sandboxes: ColdStart, rootfs: Path
+    sandboxes: Sandboxes, rootfs: Path
 ) -> None:
     limits = EffectiveLimits(wall_s=40, file_bytes=MIB)
     job = Job(argv=("dd", "if=/dev/zero", "of=/tmp/file", "bs=700k", "count=2"))
@@ -329,7 +325,7 @@ async def test_a_program_that_does_not_expect_a_limit_of_one_file_dies_of_its_si
 
 @pytest.mark.parametrize("redirect", ["", ">&2"], ids=["stdout", "stderr"])
 async def test_a_flood_of_output_is_killed_at_the_limit_that_kills(
-    sandboxes: ColdStart, rootfs: Path, redirect: str
+    sandboxes: Sandboxes, rootfs: Path, redirect: str
 ) -> None:
     limits = EffectiveLimits(wall_s=60, output_bytes=1000, output_kill_bytes=2 * MIB)
 
@@ -345,7 +341,7 @@ async def test_a_flood_of_output_is_killed_at_the_limit_that_kills(
     assert report.termination.cause == Outcome.OUTPUT_EXCEEDED
 
 
-async def test_open_files_are_limited(sandboxes: ColdStart, python_rootfs: Path) -> None:
+async def test_open_files_are_limited(sandboxes: Sandboxes, python_rootfs: Path) -> None:
     limits = EffectiveLimits(wall_s=40, open_files=32)
     script = "import resource; print(resource.getrlimit(resource.RLIMIT_NOFILE))"
     script += "\nfiles = [open('/dev/null') for _ in range(40)]"
@@ -358,7 +354,7 @@ async def test_open_files_are_limited(sandboxes: ColdStart, python_rootfs: Path)
 
 
 async def test_a_program_sees_its_own_memory_and_processors(
-    sandboxes: ColdStart, rootfs: Path
+    sandboxes: Sandboxes, rootfs: Path
 ) -> None:
     limits = EffectiveLimits(wall_s=40, memory_bytes=128 * MIB, cpus=1)
     script = "awk '/MemTotal/ {print $2 * 1024}' /proc/meminfo; nproc"
@@ -372,7 +368,7 @@ async def test_a_program_sees_its_own_memory_and_processors(
 
 
 async def test_a_small_share_of_a_processor_is_no_hindrance_to_a_quick_end(
-    sandboxes: ColdStart, rootfs: Path
+    sandboxes: Sandboxes, rootfs: Path
 ) -> None:
     limits = EffectiveLimits(wall_s=1, cpus=0.1)
 

@@ -410,7 +410,7 @@ def mountinfo() -> str:
 
 @pytest.mark.parametrize("victim", ["runsc", "sentry", "both"])
 async def test_nothing_is_left_of_a_sandbox_whose_processes_are_killed(
-    sandboxes: ColdStart,
+    cold: ColdStart,
     runsc: Runsc,
     cgroups: CgroupHost,
     directory: Path,
@@ -421,7 +421,7 @@ async def test_nothing_is_left_of_a_sandbox_whose_processes_are_killed(
     reports: list[Report] = []
 
     async def run_it() -> None:
-        reports.append(await sandboxes.run(BUSY, LIMITS, rootfs, Stop()))
+        reports.append(await cold.run(BUSY, LIMITS, rootfs, Stop()))
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(run_it)

@@ -58,10 +58,10 @@ async def stopped_after(
 
 @pytest.mark.parametrize("job", [SLEEPER, STUBBORN], ids=["sleeper", "stubborn"])
 async def test_a_running_program_is_cancelled_and_certified_dead(
-    sandboxes: ColdStart, runsc: Runsc, rootfs: Path, job: Job
+    cold: ColdStart, runsc: Runsc, rootfs: Path, job: Job
 ) -> None:
     report, took_s = await stopped_after(
-        lambda stop: sandboxes.run(job, LIMITS, rootfs, stop), Stop(), lambda: running(runsc)
+        lambda stop: cold.run(job, LIMITS, rootfs, stop), Stop(), lambda: running(runsc)
     )
 
     assert report.ending == Ending(outcome=Outcome.CANCELLED, signal=9)
@@ -81,7 +81,7 @@ async def test_a_running_program_is_cancelled_and_certified_dead(
 
 
 async def test_what_a_cancelled_program_printed_is_kept(
-    sandboxes: ColdStart, runsc: Runsc, rootfs: Path
+    cold: ColdStart, runsc: Runsc, rootfs: Path
 ) -> None:
     stop = Stop()
     flood = Job(argv=("/bin/sh", "-c", "echo first; yes"))
@@ -90,9 +90,7 @@ async def test_what_a_cancelled_program_printed_is_kept(
         await running(runsc)
         await anyio.sleep(0.2)
 
-    report, _ = await stopped_after(
-        lambda stop: sandboxes.run(flood, LIMITS, rootfs, stop), stop, ready
-    )
+    report, _ = await stopped_after(lambda stop: cold.run(flood, LIMITS, rootfs, stop), stop, ready)
 
     assert report.ending == Ending(outcome=Outcome.CANCELLED, signal=9)
     assert report.stdout.data.startswith(b"first\ny\ny\n")
@@ -100,10 +98,10 @@ async def test_what_a_cancelled_program_printed_is_kept(
 
 @pytest.mark.parametrize("delay_s", DELAYS_S)
 async def test_a_sandbox_that_is_being_started_can_be_cancelled_at_any_moment(
-    sandboxes: ColdStart, rootfs: Path, delay_s: float
+    cold: ColdStart, rootfs: Path, delay_s: float
 ) -> None:
     report, took_s = await stopped_after(
-        lambda stop: sandboxes.run(SLEEPER, LIMITS, rootfs, stop),
+        lambda stop: cold.run(SLEEPER, LIMITS, rootfs, stop),
         Stop(),
         lambda: anyio.sleep(delay_s),
     )
@@ -116,10 +114,10 @@ async def test_a_sandbox_that_is_being_started_can_be_cancelled_at_any_moment(
 
 @pytest.mark.parametrize("delay_s", DELAYS_S)
 async def test_a_task_that_runs_a_sandbox_can_be_cancelled_at_any_moment(
-    sandboxes: ColdStart, rootfs: Path, delay_s: float
+    cold: ColdStart, rootfs: Path, delay_s: float
 ) -> None:
     with anyio.move_on_after(delay_s) as scope:
-        await sandboxes.run(STUBBORN, LIMITS, rootfs, Stop())
+        await cold.run(STUBBORN, LIMITS, rootfs, Stop())
 
     assert scope.cancelled_caught
     assert anyio.current_time() - scope.deadline < WITHIN_S
@@ -127,48 +125,48 @@ async def test_a_task_that_runs_a_sandbox_can_be_cancelled_at_any_moment(
 
 @pytest.mark.parametrize("delay_s", [0.02, 0.1, 0.5])
 async def test_many_sandboxes_can_be_cancelled_together(
-    sandboxes: ColdStart, rootfs: Path, delay_s: float
+    cold: ColdStart, rootfs: Path, delay_s: float
 ) -> None:
     with anyio.move_on_after(delay_s) as scope:
         async with anyio.create_task_group() as tasks:
             for _ in range(6):
-                tasks.start_soon(sandboxes.run, SLEEPER, LIMITS, rootfs, Stop())
+                tasks.start_soon(cold.run, SLEEPER, LIMITS, rootfs, Stop())
 
     assert scope.cancelled_caught
 
 
 async def test_a_sandbox_can_be_cancelled_while_it_takes_input(
-    sandboxes: ColdStart, runsc: Runsc, rootfs: Path
+    cold: ColdStart, runsc: Runsc, rootfs: Path
 ) -> None:
     deaf = Job(argv=("sleep", "1000"), stdin=bytes(5 * 1024**2))
 
     report, _ = await stopped_after(
-        lambda stop: sandboxes.run(deaf, LIMITS, rootfs, stop), Stop(), lambda: running(runsc)
+        lambda stop: cold.run(deaf, LIMITS, rootfs, stop), Stop(), lambda: running(runsc)
     )
 
     assert report.ending == Ending(outcome=Outcome.CANCELLED, signal=9)
 
 
 async def test_a_stop_that_was_asked_for_before_is_obeyed_at_once(
-    sandboxes: ColdStart, rootfs: Path
+    cold: ColdStart, rootfs: Path
 ) -> None:
     stop = Stop()
     stop.request("cancelled")
 
-    report = await sandboxes.run(SLEEPER, LIMITS, rootfs, stop)
+    report = await cold.run(SLEEPER, LIMITS, rootfs, stop)
 
     assert report.ending == Ending(outcome=Outcome.CANCELLED)
     assert report.stdout.data == b""
 
 
 async def test_a_worker_that_stops_says_that_the_program_had_begun(
-    sandboxes: ColdStart, runsc: Runsc, rootfs: Path
+    cold: ColdStart, runsc: Runsc, rootfs: Path
 ) -> None:
     stop = Stop()
     reports: list[Report] = []
 
     async def first() -> None:
-        reports.append(await sandboxes.run(SLEEPER, LIMITS, rootfs, stop))
+        reports.append(await cold.run(SLEEPER, LIMITS, rootfs, stop))
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(first)
@@ -183,13 +181,13 @@ async def test_a_worker_that_stops_says_that_the_program_had_begun(
 
 @pytest.mark.parametrize("delay_s", DELAYS_S)
 async def test_a_worker_that_stops_never_calls_safe_what_may_have_begun(
-    sandboxes: ColdStart, rootfs: Path, delay_s: float
+    cold: ColdStart, rootfs: Path, delay_s: float
 ) -> None:
     stop = Stop()
     reports: list[Report] = []
 
     async def first() -> None:
-        reports.append(await sandboxes.run(SLEEPER, LIMITS, rootfs, stop))
+        reports.append(await cold.run(SLEEPER, LIMITS, rootfs, stop))
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(first)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from corral import EffectiveLimits, Job, Outcome
-from corral_worker.sandbox.lifecycle import ColdStart
+from corral_worker.sandbox.lifecycle import Sandboxes
 from corral_worker.sandbox.outcome import Ending
 from corral_worker.sandbox.stop import Stop
 
@@ -39,7 +39,7 @@ def memory_from_now_on() -> int:
 
 
 async def test_a_flood_on_both_streams_is_counted_and_its_head_and_tail_kept(
-    sandboxes: ColdStart, rootfs: Path
+    sandboxes: Sandboxes, rootfs: Path
 ) -> None:
     size, kept = 50 * MIB, MIB
     script = f"yes out | head -c {size} & yes err | head -c {size} >&2; wait"
@@ -56,7 +56,7 @@ async def test_a_flood_on_both_streams_is_counted_and_its_head_and_tail_kept(
     assert memory("VmHWM") - before < 24 * MIB
 
 
-async def test_five_megabytes_of_input_arrive_whole(sandboxes: ColdStart, rootfs: Path) -> None:
+async def test_five_megabytes_of_input_arrive_whole(sandboxes: Sandboxes, rootfs: Path) -> None:
     data = random.Random(5).randbytes(5 * MIB + 1)
 
     report = await sandboxes.run(shell("sha256sum", data), LIMITS, rootfs, Stop())
@@ -65,14 +65,14 @@ async def test_five_megabytes_of_input_arrive_whole(sandboxes: ColdStart, rootfs
     assert report.stdout.data.split() == [hashlib.sha256(data).hexdigest().encode(), b"-"]
 
 
-async def test_input_that_nobody_reads_keeps_nobody(sandboxes: ColdStart, rootfs: Path) -> None:
+async def test_input_that_nobody_reads_keeps_nobody(sandboxes: Sandboxes, rootfs: Path) -> None:
     report = await sandboxes.run(shell("exit 0", bytes(5 * MIB)), LIMITS, rootfs, Stop())
 
     assert report.ending == DONE
 
 
 async def test_input_may_be_echoed_while_it_is_still_written(
-    sandboxes: ColdStart, rootfs: Path
+    sandboxes: Sandboxes, rootfs: Path
 ) -> None:
     data = random.Random(6).randbytes(3 * MIB)
     limits = EffectiveLimits(wall_s=40, output_bytes=4 * MIB)
@@ -83,13 +83,13 @@ async def test_input_may_be_echoed_while_it_is_still_written(
     assert report.stdout.data == data
 
 
-async def test_without_input_there_is_an_end_of_file(sandboxes: ColdStart, rootfs: Path) -> None:
+async def test_without_input_there_is_an_end_of_file(sandboxes: Sandboxes, rootfs: Path) -> None:
     report = await sandboxes.run(shell("cat; echo end"), LIMITS, rootfs, Stop())
 
     assert report.stdout.data == b"end\n"
 
 
-async def test_any_byte_may_be_printed(sandboxes: ColdStart, rootfs: Path) -> None:
+async def test_any_byte_may_be_printed(sandboxes: Sandboxes, rootfs: Path) -> None:
     data = bytes(range(256)) * 16
 
     report = await sandboxes.run(shell("cat; cat /nothing", data), LIMITS, rootfs, Stop())
@@ -98,13 +98,13 @@ async def test_any_byte_may_be_printed(sandboxes: ColdStart, rootfs: Path) -> No
     assert report.stderr.data == b"cat: can't open '/nothing': No such file or directory\n"
 
 
-async def test_a_last_line_without_an_end_is_kept(sandboxes: ColdStart, rootfs: Path) -> None:
+async def test_a_last_line_without_an_end_is_kept(sandboxes: Sandboxes, rootfs: Path) -> None:
     report = await sandboxes.run(shell("printf out; printf err >&2"), LIMITS, rootfs, Stop())
 
     assert (report.stdout.data, report.stderr.data) == (b"out", b"err")
 
 
-async def test_no_output_need_be_kept(sandboxes: ColdStart, rootfs: Path) -> None:
+async def test_no_output_need_be_kept(sandboxes: Sandboxes, rootfs: Path) -> None:
     limits = EffectiveLimits(wall_s=40, output_bytes=0)
 
     report = await sandboxes.run(shell("echo hello"), limits, rootfs, Stop())
@@ -112,7 +112,7 @@ async def test_no_output_need_be_kept(sandboxes: ColdStart, rootfs: Path) -> Non
     assert (report.stdout.data, report.stdout.total, report.stdout.gap) == (b"", 6, 0)
 
 
-async def test_python_speaks_utf_8(sandboxes: ColdStart, python_rootfs: Path) -> None:
+async def test_python_speaks_utf_8(sandboxes: Sandboxes, python_rootfs: Path) -> None:
     script = "import sys; print(sys.stdin.read(), sys.stdout.encoding, sys.argv[1])"
     job = Job(argv=("python3", "-c", script, "größer ≠ 大"), stdin="naïve ☃".encode())
 
@@ -122,7 +122,7 @@ async def test_python_speaks_utf_8(sandboxes: ColdStart, python_rootfs: Path) ->
 
 
 async def test_a_program_sees_its_own_environment_and_nothing_of_the_hosts(
-    sandboxes: ColdStart, rootfs: Path, monkeypatch: pytest.MonkeyPatch
+    sandboxes: Sandboxes, rootfs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("CORRAL_REDIS_URL", "NOTIFY_SOCKET", "AWS_SECRET_ACCESS_KEY", "LD_PRELOAD_"):
         monkeypatch.setitem(os.environ, name, "of-the-host")

@@ -379,6 +379,26 @@ async def test_a_worker_that_is_killed_takes_its_sandboxes_along(
     assert len(held) > 1
 
 
+async def test_a_worker_that_is_killed_takes_along_what_waits_for_a_job(
+    environ: dict[str, str], client: Client, state_dir: Path
+) -> None:
+    async with _cgroups_removed(environ), started_worker(environ) as worker:
+        starts: list[str] = []
+        with anyio.fail_after(120):
+            while "warm" not in starts:
+                result = await (await client.submit(HELLO)).result(timeout=60)
+                assert result.provenance
+                starts.append(result.provenance.start)
+                await anyio.sleep(0.5)
+            while not _programs(state_dir):
+                await anyio.sleep(0.01)
+
+        worker.process.kill()
+        with anyio.fail_after(20):
+            while _mentions(str(state_dir)) or any(map(pids_below, _cgroups(environ))):
+                await anyio.sleep(0.01)
+
+
 async def test_a_worker_that_starts_again_removes_what_it_left_when_it_was_killed_and_only_that(
     environ: dict[str, str], client: Client, state_dir: Path
 ) -> None:
@@ -386,6 +406,8 @@ async def test_a_worker_that_starts_again_removes_what_it_left_when_it_was_kille
     elsewhere.mkdir()
     # However slow the machine, nothing else is to end the jobs.
     environ["CORRAL_LEASE_S"] = "300"
+    # What waits for a job is no job's, and would be counted, too.
+    environ["CORRAL_WARM_SANDBOXES"] = "0"
     endless = Job(
         argv=("sh", "-c", "sleep 1000"), image="base", limits=Limits(wall_s=300, cpu_time_s=300)
     )
@@ -612,7 +634,12 @@ async def test_cancel_issues_kill_and_then_delete_and_runsc_gets_no_environment(
 ) -> None:
     seen = state_dir / "seen"
     seen.mkdir()
-    environ = {**environ, "CORRAL_RUNSC_PATH": str(_wrapper(seen)), "NOTIFY_SOCKET": "/run/notify"}
+    environ = {
+        **environ,
+        "CORRAL_RUNSC_PATH": str(_wrapper(seen)),
+        "CORRAL_WARM_SANDBOXES": "0",
+        "NOTIFY_SOCKET": "/run/notify",
+    }
     async with running_worker(environ):
         (seen / "verbs").write_text("")
         job = await client.submit(SLEEPER)

@@ -34,6 +34,7 @@ from corral_worker.sandbox.outcome import Ending
 from corral_worker.sandbox.stop import Stop
 
 REPORT = Report(
+    start="cold",
     ending=Ending(outcome=Outcome.EXITED, exit_code=3),
     stdout=Captured(data=b"secret output", total=100, gap=6),
     stderr=Captured(data=b"secret complaint", total=16, gap=None),

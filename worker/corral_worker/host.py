@@ -10,6 +10,7 @@ from pathlib import Path
 import anyio
 import anyio.to_thread
 import msgspec
+import structlog
 
 from corral import (
     EffectiveLimits,
@@ -21,14 +22,18 @@ from corral import (
     Job,
 )
 from corral_worker.admission.sampler import HostSampler
+from corral_worker.images.errors import ImageBuildError
 from corral_worker.images.store import ImageStore
+from corral_worker.pool.pause import build_pause_image
+from corral_worker.pool.pool import SANDBOX_BYTES, Budget, Pool
+from corral_worker.pool.prepared import Prepared, Shape
 from corral_worker.process.reaping import reaping
 from corral_worker.reaper.claim import Claim
 from corral_worker.reaper.reaper import Reaper
 from corral_worker.sandbox.cgroup import CgroupError
 from corral_worker.sandbox.cgroup_host import CgroupHost
 from corral_worker.sandbox.holdings import Holdings
-from corral_worker.sandbox.lifecycle import ColdStart
+from corral_worker.sandbox.lifecycle import ColdStart, Sandboxes
 from corral_worker.sandbox.runsc import Runsc, find, is_old
 from corral_worker.sandbox.runsc_errors import RunscError
 from corral_worker.sandbox.stop import Stop
@@ -44,7 +49,7 @@ class Host(msgspec.Struct, frozen=True, kw_only=True):
     """A host on which sandboxes were seen to work."""
 
     images: ImageStore
-    sandboxes: ColdStart
+    sandboxes: Sandboxes
     reaper: Reaper
     runsc_version: str
     sampler: HostSampler
@@ -72,22 +77,23 @@ async def open_host(settings: Settings) -> AsyncIterator[Host]:
             state_dir=settings.state_dir, cgroups=cgroups, own=(holdings, claim.directory)
         )
         await reaper.reap()
-        sandboxes = ColdStart(
+        cold = ColdStart(
             runsc=runsc,
             cgroups=cgroups,
             runs=claim.runs,
             holdings=holdings,
             start_timeout_s=settings.start_timeout_s,
         )
-        host = Host(
-            images=ImageStore(settings.images),
-            sandboxes=sandboxes,
-            reaper=reaper,
-            runsc_version=version,
-            sampler=HostSampler(claim.directory, runsc.is_same),
-        )
-        await _self_test(host)
-        yield host
+        images = ImageStore(settings.images)
+        await _self_test(images, cold)
+        async with _warm(settings, cold, runsc, claim.directory / "pause.erofs") as sandboxes:
+            yield Host(
+                images=images,
+                sandboxes=sandboxes,
+                reaper=reaper,
+                runsc_version=version,
+                sampler=HostSampler(claim.directory, runsc.is_same),
+            )
 
 
 async def _runsc(settings: Settings, root: Path) -> tuple[Runsc, str]:
@@ -128,14 +134,49 @@ async def _claimed(settings: Settings) -> AsyncIterator[tuple[Claim, CgroupHost]
             await anyio.to_thread.run_sync(claim.release)
 
 
-async def _self_test(host: Host) -> None:
-    images = await host.images.list()
+@asynccontextmanager
+async def _warm(
+    settings: Settings, cold: ColdStart, runsc: Runsc, pause: Path
+) -> AsyncIterator[Sandboxes]:
+    """Yield what keeps sandboxes ready, or the cold start if that is not wanted or not possible."""
+    most = min(settings.warm_sandboxes, settings.warm_memory_bytes // SANDBOX_BYTES)
+    if not most:
+        yield cold
+        return
+    try:
+        await build_pause_image(pause)
+    except (ImageBuildError, OSError) as error:
+        structlog.get_logger().warning("pool.not_possible", detail=str(error))
+        yield cold
+        return
+
+    def prepare(shape: Shape) -> Prepared:
+        return Prepared(
+            shape=shape,
+            runsc=runsc,
+            places=cold.place,
+            pause=pause,
+            start_timeout_s=settings.start_timeout_s,
+        )
+
+    async with Pool.open(
+        cold=cold,
+        prepare=prepare,
+        runsc=runsc,
+        budget=Budget(sandboxes=most, slots=settings.slots),
+        expected=EffectiveLimits(),
+    ) as pool:
+        yield pool
+
+
+async def _self_test(store: ImageStore, sandboxes: ColdStart) -> None:
+    images = await store.list()
     if not images:
         raise ErrImageNotFound(
-            f"this host has no images in {host.images.root}: make some with"
+            f"this host has no images in {store.root}: make some with"
             " 'corral images build base' and 'corral images build python'"
         )
-    report = await host.sandboxes.run(
+    report = await sandboxes.run(
         Job(argv=(_ABSENT_PROGRAM,)), EffectiveLimits(), images[0].rootfs, Stop()
     )
     if isinstance(report.ending, ErrProgramNotFound):

@@ -102,6 +102,21 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     start_timeout_s: Annotated[
         float, Meta(gt=0, le=600, description="Seconds in which one sandbox must have started.")
     ] = 20.0
+    warm_sandboxes: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=256,
+            description="How many sandboxes wait, started, for a job to come; 0 for none.",
+        ),
+    ] = 4
+    warm_memory_bytes: Annotated[
+        int,
+        Meta(
+            ge=0,
+            description="Memory of the host for sandboxes that wait: each counts as 20 MiB.",
+        ),
+    ] = 256 * 1024 * 1024
     drain_grace_s: Annotated[
         float,
         Meta(ge=0, le=86_400, description="Seconds running jobs get to finish after SIGTERM."),

@@ -29,7 +29,7 @@ from corral import (
     Usage,
 )
 from corral_worker.executor.timing import Strain, is_unreliable, read_strain
-from corral_worker.sandbox.lifecycle import Report
+from corral_worker.sandbox.lifecycle import Report, Sandboxes
 from corral_worker.sandbox.outcome import Ending
 from corral_worker.sandbox.stop import Stop
 
@@ -70,13 +70,6 @@ class Images(Protocol):
         Raises:
             ErrImageNotFound: there is none.
         """
-
-
-class Sandboxes(Protocol):
-    """What runs a program in a sandbox of its own."""
-
-    async def run(self, job: Job, limits: EffectiveLimits, rootfs: Path, stop: Stop) -> Report:
-        """Run a program to its end and leave nothing on the host."""
 
 
 class Runtime(msgspec.Struct, frozen=True, kw_only=True):
@@ -204,7 +197,7 @@ class Executor:
                 platform=self._runtime.platform,
                 host=self._runtime.host,
                 attempt=attempt.number,
-                start="cold",
+                start=report.start,
             ),
         )
 

@@ -13,17 +13,20 @@ import anyio.to_thread
 import msgspec
 
 from corral import CorralError, EffectiveLimits, Job, Outcome, Policy, Result
-from corral_worker.executor.executor import Attempt, Executor, Images, Runtime, Sandboxes
+from corral_worker.executor.executor import Attempt, Executor, Images, Runtime
 from corral_worker.prove import judges
 from corral_worker.prove.attack import Attack, Observed, Scene
 from corral_worker.prove.guest import python
 from corral_worker.prove.lures import Lures
 from corral_worker.prove.traces import traces
-from corral_worker.sandbox.lifecycle import Report
+from corral_worker.sandbox.lifecycle import Report, Sandboxes
 from corral_worker.sandbox.stop import Stop
 
 _DEADLINE_S = 120.0
 """Seconds one attack may take on a usual machine, all sandboxes included."""
+_REMOVED_WITHIN_S = 3.0
+"""Seconds until all of a sandbox must be gone: the removal of a warm one is not waited for."""
+_LOOK_S = 0.02
 _BREATH_S = 0.05
 """Seconds between two stalls, in which this process reads."""
 _NEIGHBOUR_SAYS = b"333283335000\n"
@@ -123,7 +126,9 @@ class Prover:
         return Observed(
             scene=scene,
             ending=ending,
-            left=await anyio.to_thread.run_sync(self._left, witness.seen),
+            left=await anyio.to_thread.run_sync(
+                self._left, witness.seen, scene.seconds(_REMOVED_WITHIN_S)
+            ),
             harm=self._lures.harm(),
             neighbour=beside,
             worker_growth_bytes=memory.growth() if memory else None,
@@ -150,7 +155,14 @@ class Prover:
         except CorralError as error:
             return error
 
-    def _left(self, sandboxes: Sequence[str]) -> tuple[str, ...]:
+    def _left(self, sandboxes: Sequence[str], within_s: float) -> tuple[str, ...]:
+        """Return the traces that are still there at the end of the time there is for removal."""
+        deadline = time.monotonic() + within_s
+        while (left := self._traces(sandboxes)) and time.monotonic() < deadline:
+            time.sleep(_LOOK_S)
+        return left
+
+    def _traces(self, sandboxes: Sequence[str]) -> tuple[str, ...]:
         return tuple(
             trace
             for sandbox in sandboxes

@@ -60,8 +60,33 @@ class SandboxCgroup(Protocol):
     def create(self, limits: HostLimits) -> HostLimits:
         """Make the cgroup, set the limits, and return them as read back.
 
+        An infinite number of ``cpus`` is no limit of the processor.
+
         Raises:
             CgroupError: it could not be made, or a limit would not hold.
+        """
+
+    def limit(self, limits: HostLimits) -> HostLimits:
+        """Set the limits anew, and return them as read back.
+
+        Raises:
+            CgroupError: a limit would not hold.
+        """
+
+    def yield_processor(self) -> None:
+        """Leave the processor to all others who want it, until :meth:`begin`.
+
+        Raises:
+            CgroupError: the kernel refuses.
+        """
+
+    def begin(self) -> None:
+        """Take the usual share of the processor, and forget the peak of memory.
+
+        On version 2 the peak stays: Linux resets it for one open file only.
+
+        Raises:
+            CgroupError: the kernel refuses.
         """
 
     def counters(self) -> Counters:

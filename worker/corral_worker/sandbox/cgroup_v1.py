@@ -25,6 +25,8 @@ NEEDED = frozenset({"memory", "pids", "cpu", "cpuacct"})
 """Controllers without which limits would not hold."""
 
 _PERIOD_US = 100_000
+_LEAST_SHARES = "2"
+_USUAL_SHARES = "1024"
 
 
 class CgroupV1:
@@ -57,6 +59,9 @@ class CgroupV1:
     def create(self, limits: HostLimits) -> HostLimits:
         for directory in {self._memory, self._pids, self._cpu, self._cpuacct}:
             make(directory)
+        return self.limit(limits)
+
+    def limit(self, limits: HostLimits) -> HostLimits:
         write(self._memory / "memory.limit_in_bytes", str(limits.memory_bytes))
         swap = self._memory / "memory.memsw.limit_in_bytes"
         if swap.exists():
@@ -66,7 +71,8 @@ class CgroupV1:
             check_no_swap()
         write(self._pids / "pids.max", str(limits.tasks))
         write(self._cpu / "cpu.cfs_period_us", str(_PERIOD_US))
-        write(self._cpu / "cpu.cfs_quota_us", str(int(limits.cpus * _PERIOD_US)))
+        quota = -1 if math.isinf(limits.cpus) else int(limits.cpus * _PERIOD_US)
+        write(self._cpu / "cpu.cfs_quota_us", str(quota))
         memory = read_number(self._memory / "memory.limit_in_bytes")
         quota = read_number(self._cpu / "cpu.cfs_quota_us")
         return check_held(
@@ -88,6 +94,13 @@ class CgroupV1:
             oom_kills=read_field(self._memory / "memory.oom_control", "oom_kill"),
             memory_bytes=read_number(self._memory / "memory.usage_in_bytes"),
         )
+
+    def yield_processor(self) -> None:
+        write(self._cpu / "cpu.shares", _LEAST_SHARES)
+
+    def begin(self) -> None:
+        write(self._cpu / "cpu.shares", _USUAL_SHARES)
+        write(self._memory / "memory.max_usage_in_bytes", "0")
 
     def processes(self) -> set[int]:
         return pids_below(self._pids) | pids_below(self._memory)

@@ -26,6 +26,8 @@ NEEDED = ("cpu", "memory", "pids")
 
 _CHILD = "sandbox"
 _PERIOD_US = 100_000
+_LEAST_WEIGHT = "1"
+_USUAL_WEIGHT = "100"
 
 
 class CgroupV2:
@@ -49,6 +51,11 @@ class CgroupV2:
 
     def create(self, limits: HostLimits) -> HostLimits:
         make(self._directory)
+        # runsc's own cgroup below can hold the limits only if it may have the controllers.
+        write(self._directory / "cgroup.subtree_control", " ".join(f"+{name}" for name in NEEDED))
+        return self.limit(limits)
+
+    def limit(self, limits: HostLimits) -> HostLimits:
         directory = self._directory
         write(directory / "memory.max", str(limits.memory_bytes))
         swap = directory / "memory.swap.max"
@@ -61,9 +68,8 @@ class CgroupV2:
             # A sandbox that lost one process to the kernel is no use to anyone.
             write(group, "1")
         write(directory / "pids.max", str(limits.tasks))
-        write(directory / "cpu.max", f"{int(limits.cpus * _PERIOD_US)} {_PERIOD_US}")
-        # runsc's own cgroup below can hold the limits only if it may have the controllers.
-        write(directory / "cgroup.subtree_control", " ".join(f"+{name}" for name in NEEDED))
+        quota = "max" if math.isinf(limits.cpus) else str(int(limits.cpus * _PERIOD_US))
+        write(directory / "cpu.max", f"{quota} {_PERIOD_US}")
         return check_held(
             limits,
             HostLimits(
@@ -85,6 +91,12 @@ class CgroupV2:
             oom_kills=read_field(directory / "memory.events", "oom_kill"),
             memory_bytes=read_number(directory / "memory.current"),
         )
+
+    def yield_processor(self) -> None:
+        write(self._directory / "cpu.weight", _LEAST_WEIGHT)
+
+    def begin(self) -> None:
+        write(self._directory / "cpu.weight", _USUAL_WEIGHT)
 
     def processes(self) -> set[int]:
         return pids_below(self._directory)

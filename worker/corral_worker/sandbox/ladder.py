@@ -137,7 +137,7 @@ class Ladder:
 
     async def _kill_cgroup(self, place: Place, life: Life) -> None:
         try:
-            empty = await anyio.to_thread.run_sync(_kill_until_empty, place.cgroup)
+            empty = await anyio.to_thread.run_sync(kill_until_empty, place.cgroup)
         except OSError as error:
             self._rung_failed(place, error)
             return
@@ -168,7 +168,7 @@ async def _wait(child: ChildProcess, life: Life, *, within_s: float) -> None:
         life.ended = life.dead_at or time.monotonic()
 
 
-def _kill_until_empty(cgroup: SandboxCgroup) -> bool:
+def kill_until_empty(cgroup: SandboxCgroup) -> bool:
     """Kill again and again: what is being forked can escape one signal.
 
     Return whether the cgroup is empty, whoever emptied it.

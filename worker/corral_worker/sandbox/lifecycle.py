@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from pathlib import Path
+from typing import Literal, Protocol
 
 import anyio
 import anyio.to_thread
@@ -24,16 +25,15 @@ from corral import (
 )
 from corral_worker.process.child import ChildProcess
 from corral_worker.process.output import BoundedOutput, Captured, Pipe, drain, supply
-from corral_worker.sandbox.bundle import host_tasks
 from corral_worker.sandbox.cgroup import CgroupError, Counters
 from corral_worker.sandbox.cgroup_host import CgroupHost
-from corral_worker.sandbox.disk import DiskWatch
+from corral_worker.sandbox.enforce import enforce
 from corral_worker.sandbox.flood import OutputMeter
 from corral_worker.sandbox.holdings import Holdings
 from corral_worker.sandbox.host_failure import host_failures
 from corral_worker.sandbox.ladder import Ladder, Life, certificate
 from corral_worker.sandbox.outcome import Ending, Evidence, decide
-from corral_worker.sandbox.place import Place
+from corral_worker.sandbox.place import LogBook, Place
 from corral_worker.sandbox.runsc import Runsc
 from corral_worker.sandbox.runsc_errors import RunscError
 from corral_worker.sandbox.stop import Stop
@@ -46,7 +46,9 @@ _TEARDOWN_WITHIN_S = 20.0
 """Longer than all rungs together: the last bound on any way out."""
 _FIRST_LOOK_S = 0.03
 _LOOK_AGAIN_S = 0.004
-_CPU_LOOK_S = 0.02
+
+
+Start = Literal["cold", "warm"]
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
@@ -57,15 +59,24 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     stderr: Captured
     counters: Counters
     host_limits: HostLimits
+    start: Start
     start_s: float
     """Seconds from the first step until the program ran."""
     run_s: float
     teardown_s: float
+    """Seconds from its end until the sandbox was dead; after a cold start, and removed."""
     termination: Termination | None
     leftovers: tuple[str, ...]
     """What could not be removed from the host."""
     sandbox: str
     """Name of the sandbox on the host, by which traces of it can be looked for."""
+
+
+class Sandboxes(Protocol):
+    """What runs a program in a sandbox of its own."""
+
+    async def run(self, job: Job, limits: EffectiveLimits, rootfs: Path, stop: Stop) -> Report:
+        """Run a program to its end, and return when its sandbox is dead."""
 
 
 class ColdStart:
@@ -109,50 +120,26 @@ class ColdStart:
             ErrSandboxExecutionFailed: the host failed while it ran.
             ErrGVisorNotAvailable: runsc is gone, or is another one.
         """
-        async with self._place() as (place, leftovers):
+        async with self.place() as (place, leftovers):
             life = Life(limits, self._runsc.state(place.id))
             host_limits = await self._make(place, job, limits, rootfs)
             with host_failures(life):
                 await self._live(place, job, limits, life, stop)
                 book = await anyio.to_thread.run_sync(place.log_book)
                 counters = await anyio.to_thread.run_sync(place.counters)
-        removed = time.monotonic()
-        ended = life.ended or removed
-        running = life.running or ended - book.run_s
-        started = life.running is not None or book.begun
-        ending = decide(
-            Evidence(
-                started=started,
-                created=life.created,
-                status=life.status,
-                wait_status=book.wait_status,
-                kill=life.killed,
-                oom_kills=counters.oom_kills,
-                peak_memory_bytes=counters.peak_memory_bytes,
-                memory_limit_bytes=host_limits.memory_bytes,
-                peak_tasks=counters.peak_tasks,
-                tasks_limit=host_tasks(limits),
-                panic=book.panic,
-                errors=book.errors,
-            )
-        )
-        return Report(
-            ending=ending,
-            stdout=life.stdout.captured(),
-            # Before the program ran, it was runsc that wrote there.
-            stderr=(life.stderr if started else BoundedOutput(0)).captured(),
+        return report(
+            place.id,
+            life,
+            stop,
+            book,
             counters=counters,
             host_limits=host_limits,
-            start_s=running - life.began,
-            run_s=ended - running if started else 0.0,
-            teardown_s=removed - ended,
-            termination=certificate(ending, stop, life),
+            start="cold",
             leftovers=tuple(leftovers),
-            sandbox=place.id,
         )
 
     @asynccontextmanager
-    async def _place(self) -> AsyncIterator[tuple[Place, list[str]]]:
+    async def place(self) -> AsyncIterator[tuple[Place, list[str]]]:
         """Give a place, and a list that says, when the block has ended, what is left of it."""
         with self._holdings.hold() as sandbox_id:
             place = Place(sandbox_id, self._runs, self._cgroups)
@@ -214,7 +201,7 @@ class ColdStart:
                     try:
                         async with anyio.create_task_group() as watchers:
                             if stdin:
-                                watchers.start_soon(_supply, stdin, job.stdin)
+                                watchers.start_soon(supply_and_close, stdin, job.stdin)
                             watchers.start_soon(self._watch, place, limits, life, stop)
                             await _ended_or_stopped(child, life, stop)
                             watchers.cancel_scope.cancel()
@@ -232,17 +219,56 @@ class ColdStart:
         if life.running is None:
             stop.request("start_timeout")
             return
-        async with anyio.create_task_group() as watchers:
-            watchers.start_soon(_watch_cpu, place, limits, stop)
-            disk = DiskWatch(
-                most=limits.disk_bytes,
-                counters=place.counters,
-                socket=self._runsc.control_socket(place.id),
-            )
-            watchers.start_soon(disk.watch, stop)
-            await anyio.sleep(limits.wall_s)
-            stop.request("wall_timeout")
-            watchers.cancel_scope.cancel()
+        await enforce(limits, place.counters, self._runsc.control_socket(place.id), stop)
+
+
+def report(
+    sandbox: str,
+    life: Life,
+    stop: Stop,
+    book: LogBook,
+    *,
+    counters: Counters,
+    host_limits: HostLimits,
+    start: Start,
+    leftovers: tuple[str, ...],
+) -> Report:
+    """Return the report of a sandbox that is dead; its teardown ends now."""
+    now = time.monotonic()
+    ended = life.ended or now
+    running = life.running or ended - book.run_s
+    started = life.running is not None or book.begun
+    ending = decide(
+        Evidence(
+            started=started,
+            created=life.created,
+            status=life.status,
+            wait_status=book.wait_status,
+            kill=life.killed,
+            oom_kills=counters.oom_kills,
+            peak_memory_bytes=counters.peak_memory_bytes,
+            memory_limit_bytes=host_limits.memory_bytes,
+            peak_tasks=counters.peak_tasks,
+            tasks_limit=host_limits.tasks,
+            panic=book.panic,
+            errors=book.errors,
+        )
+    )
+    return Report(
+        ending=ending,
+        stdout=life.stdout.captured(),
+        # Before the program ran, it was runsc that wrote there.
+        stderr=(life.stderr if started else BoundedOutput(0)).captured(),
+        counters=counters,
+        host_limits=host_limits,
+        start=start,
+        start_s=running - life.began,
+        run_s=ended - running if started else 0.0,
+        teardown_s=now - ended,
+        termination=certificate(ending, stop, life),
+        leftovers=leftovers,
+        sandbox=sandbox,
+    )
 
 
 async def _ended_or_stopped(child: ChildProcess, life: Life, stop: Stop) -> None:
@@ -258,18 +284,7 @@ async def _ended_or_stopped(child: ChildProcess, life: Life, stop: Stop) -> None
         tasks.cancel_scope.cancel()
 
 
-async def _supply(stdin: Pipe, data: bytes) -> None:
+async def supply_and_close(stdin: Pipe, data: bytes) -> None:
+    """Give a program its input, then the end of it."""
     await supply(stdin.ours, data)
     stdin.close(stdin.ours)
-
-
-async def _watch_cpu(place: Place, limits: EffectiveLimits, stop: Stop) -> None:
-    """Ask for the end when the processor time is used up."""
-    while True:
-        counters = await anyio.to_thread.run_sync(place.counters)
-        left = limits.cpu_time_s - counters.cpu_s
-        if left <= 0:
-            stop.request("cpu_timeout")
-            return
-        # Below its rate limit the sandbox cannot get there any sooner.
-        await anyio.sleep(max(left / limits.cpus, _CPU_LOOK_S))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import math
 import re
 import shutil
 import time
@@ -63,8 +64,33 @@ class Place:
             CgroupError: a limit would not hold.
             OSError: the bundle cannot be written.
         """
-        (self.bundle / ROOT_DIRECTORY).mkdir(parents=True, mode=0o700)
-        config = oci_config(
+        self._write_bundle(self.config(job, limits, rootfs))
+        return self.cgroup.create(_host_limits(limits))
+
+    def prepare(self, job: Job, limits: EffectiveLimits, rootfs: Path) -> None:
+        """Do the same for a sandbox that waits for its job: the processor goes to others first.
+
+        Raises:
+            CgroupError: the kernel refuses.
+            OSError: the bundle cannot be written.
+        """
+        self._write_bundle(self.config(job, limits, rootfs))
+        self.cgroup.create(msgspec.structs.replace(_host_limits(limits), cpus=math.inf))
+        self.cgroup.yield_processor()
+
+    def hand_over(self, limits: EffectiveLimits) -> tuple[HostLimits, Counters]:
+        """Set a job's limits, and return them as read back and what was counted before it.
+
+        Raises:
+            CgroupError: a limit would not hold.
+        """
+        host_limits = self.cgroup.limit(_host_limits(limits))
+        self.cgroup.begin()
+        return host_limits, self.cgroup.counters()
+
+    def config(self, job: Job, limits: EffectiveLimits, rootfs: Path) -> dict[str, object]:
+        """Return the OCI configuration of a program in this sandbox."""
+        return oci_config(
             SandboxSpec(
                 job=job,
                 limits=limits,
@@ -72,17 +98,12 @@ class Place:
                 cgroups_path=self.cgroup.runsc_path,
             )
         )
+
+    def _write_bundle(self, config: dict[str, object]) -> None:
+        (self.bundle / ROOT_DIRECTORY).mkdir(parents=True, mode=0o700)
         file = self.bundle / "config.json"
         file.touch(mode=0o600, exist_ok=False)
         file.write_bytes(msgspec.json.encode(config))
-        return self.cgroup.create(
-            HostLimits(
-                memory_bytes=limits.memory_bytes,
-                swap_bytes=0,
-                cpus=limits.cpus,
-                tasks=host_tasks(limits),
-            )
-        )
 
     def counters(self) -> Counters:
         """Return what the kernel counted so far."""
@@ -128,6 +149,15 @@ class Place:
             # It needs a file descriptor, and there may be none for a moment.
             time.sleep(_REMOVE_PAUSE_S)
         return left
+
+
+def _host_limits(limits: EffectiveLimits) -> HostLimits:
+    return HostLimits(
+        memory_bytes=limits.memory_bytes,
+        swap_bytes=0,
+        cpus=limits.cpus,
+        tasks=host_tasks(limits),
+    )
 
 
 def _read(file: Path) -> bytes:

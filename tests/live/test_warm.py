@@ -1,0 +1,301 @@
+"""Sandboxes that wait for their job: each serves one, and shows it nothing but its own."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import anyio
+import pytest
+
+from corral import EffectiveLimits, ErrWorkerLost, Job, Outcome
+from corral_worker.pool.pool import Budget, Pool
+from corral_worker.pool.prepared import Prepared, Shape
+from corral_worker.sandbox.lifecycle import ColdStart, Report
+from corral_worker.sandbox.outcome import Ending, KillCause
+from corral_worker.sandbox.runsc import Runsc
+from corral_worker.sandbox.stop import Stop
+from corral_worker.sandbox.warm import SandboxGoneError
+
+pytestmark = pytest.mark.live
+
+LIMITS = EffectiveLimits(wall_s=50)
+SOON_S = 60.0
+# What differs between any two boots is left out: times, free memory, and gVisor's own numbers of
+# devices, mounts, namespaces and the host's descriptors.
+PROBE = r"""
+import os, re, resource, sys
+NUMBERS = re.compile(r'ifd=\d+|host:\[\d+\]')
+def show(*what):
+    print(NUMBERS.sub('#', ' '.join(map(str, what))))
+show(os.getpid(), os.getppid(), os.getpgid(0), os.getsid(0), os.getresuid(), os.getresgid())
+show(os.getgroups(), os.getcwd(), oct(os.umask(0)), os.uname(), sorted(os.environ.items()))
+show([(fd, os.readlink('/proc/self/fd/' + fd)) for fd in '012'], len(os.listdir('/proc/self/fd')))
+show([resource.getrlimit(kind) for kind in range(16)], os.nice(0), os.cpu_count())
+show(sorted(os.sched_getaffinity(0)), sys.stdin.isatty(), sys.stdin.read())
+for place in ('/', '/proc', '/proc/self/ns', '/proc/self/task', '/sys', '/sys/fs/cgroup', '/dev',
+              '/dev/pts', '/dev/shm', '/tmp', '/var/tmp', '/workspace', '/home', '/proc/net'):
+    found = os.stat(place)
+    show(place, sorted(os.listdir(place)), oct(found.st_mode), found.st_uid, found.st_gid)
+for file in ('/proc/mounts', '/proc/cpuinfo', '/proc/cmdline', '/proc/version', '/proc/cgroups',
+             '/proc/self/cgroup', '/proc/self/limits', '/proc/self/oom_score_adj',
+             '/proc/net/dev', '/proc/net/unix', '/proc/net/tcp', '/proc/sys/kernel/hostname'):
+    try:
+        show(file, open(file).read())
+    except OSError as error:
+        show(file, error)
+show(sorted(open('/proc/filesystems').read().split('\n')))
+show([line for line in open('/proc/meminfo') if line.startswith(('MemTotal', 'Swap'))])
+show([line for line in open('/proc/self/status') if not line.startswith(('Vm', 'Rss'))])
+show([line.split(' ', 5)[3:] for line in open('/proc/self/mountinfo')])
+"""
+
+Prepare = Callable[[Shape], Prepared]
+
+
+@pytest.fixture
+def prepare(runsc: Runsc, cold: ColdStart, pause: Path) -> Prepare:
+    def made(shape: Shape) -> Prepared:
+        return Prepared(
+            shape=shape, runsc=runsc, places=cold.place, pause=pause, start_timeout_s=SOON_S
+        )
+
+    return made
+
+
+@asynccontextmanager
+async def ready(prepare: Prepare, limits: EffectiveLimits = LIMITS) -> AsyncIterator[Prepared]:
+    """Yield a sandbox that waits; it is gone when the block has ended."""
+    prepared = prepare(Shape.of(limits))
+    seen = anyio.Event()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(prepared.live, seen.set)
+        with anyio.fail_after(SOON_S):
+            await seen.wait()
+        yield prepared
+        prepared.dismiss()
+
+
+async def warm(
+    prepare: Prepare, job: Job, rootfs: Path, *, limits: EffectiveLimits = LIMITS
+) -> Report:
+    async with ready(prepare, limits) as prepared, prepared.taken() as start:
+        return await start.run(job, limits, rootfs, Stop())
+
+
+@asynccontextmanager
+async def stopped(
+    prepare: Prepare, job: Job, rootfs: Path, cause: KillCause, delay_s: float
+) -> AsyncIterator[Report]:
+    """Ask for a program's end so many seconds after its start was asked for."""
+    stop = Stop()
+    async with ready(prepare) as prepared, anyio.create_task_group() as tasks:
+
+        async def ask() -> None:
+            await anyio.sleep(delay_s)
+            stop.request(cause)
+
+        async with prepared.taken() as start:
+            tasks.start_soon(ask)
+            report = await start.run(job, LIMITS, rootfs, stop)
+        yield report
+
+
+async def test_a_program_sees_after_a_warm_start_what_it_sees_after_a_cold_one(
+    prepare: Prepare, cold: ColdStart, python_rootfs: Path
+) -> None:
+    limits = EffectiveLimits(
+        wall_s=50, memory_bytes=300 * 2**20, cpus=1.5, disk_bytes=2**20, open_files=99, pids=17
+    )
+    job = Job(
+        argv=("python3", "-c", PROBE),
+        env={"COLOUR": "blue"},
+        cwd="/tmp",
+        stdin=b"in",
+        user="1234:99",
+    )
+
+    expected = await cold.run(job, limits, python_rootfs, Stop())
+    found = await warm(prepare, job, python_rootfs, limits=limits)
+
+    assert expected.ending == Ending(outcome=Outcome.EXITED, exit_code=0), expected.stderr.data
+    assert found.stdout.data.decode() == expected.stdout.data.decode()
+    assert found.host_limits == expected.host_limits
+    assert (found.ending, found.stderr) == (expected.ending, expected.stderr)
+    assert (found.start, expected.start) == ("warm", "cold")
+
+
+async def test_one_that_waits_serves_any_image(
+    prepare: Prepare, rootfs: Path, python_rootfs: Path
+) -> None:
+    hello = await warm(prepare, Job(argv=("echo", "hello")), rootfs)
+    answer = await warm(prepare, Job(argv=("python3", "-c", "print(42)")), python_rootfs)
+
+    assert (hello.stdout.data, answer.stdout.data) == (b"hello\n", b"42\n")
+
+
+async def test_what_was_used_before_the_job_came_is_not_the_jobs(
+    prepare: Prepare, rootfs: Path
+) -> None:
+    limits = EffectiveLimits(wall_s=50, cpu_time_s=0.04)
+    script = "i=0; while [ $i -lt 1000 ]; do i=$((i+1)); done"
+
+    async with ready(prepare, limits) as prepared, prepared.taken() as start:
+        report = await start.run(Job(argv=("sh", "-c", "exit 0")), limits, rootfs, Stop())
+    busy = await warm(prepare, Job(argv=("sh", "-c", script)), rootfs)
+
+    # To boot takes more than twice that.
+    assert report.ending == Ending(outcome=Outcome.EXITED, exit_code=0)
+    assert 0 < busy.counters.cpu_s < 5
+    assert busy.counters.oom_kills == 0
+
+
+async def test_limits_are_the_jobs_own_and_read_back(prepare: Prepare, rootfs: Path) -> None:
+    limits = EffectiveLimits(wall_s=50, pids=9, memory_bytes=100 * 2**20, cpus=0.5)
+
+    report = await warm(prepare, Job(argv=("true",)), rootfs, limits=limits)
+
+    assert report.host_limits.memory_bytes == limits.memory_bytes
+    assert report.host_limits.cpus == pytest.approx(limits.cpus)
+    assert report.host_limits.tasks == 2 * limits.pids + 32
+
+
+@pytest.mark.parametrize("delay_s", [0, 0.001, 0.003, 0.005, 0.01, 0.02, 0.05, 0.3])
+async def test_a_program_can_be_cancelled_at_any_moment(
+    prepare: Prepare, rootfs: Path, delay_s: float
+) -> None:
+    job = Job(argv=("sh", "-c", "trap '' TERM INT; echo begun; while :; do sleep 1; done"))
+
+    async with stopped(prepare, job, rootfs, "cancelled", delay_s) as report:
+        assert isinstance(report.ending, Ending)
+        assert report.ending.outcome == Outcome.CANCELLED
+        assert report.termination is not None
+        assert report.termination.verified_dead
+        assert report.leftovers == ()
+
+
+@pytest.mark.parametrize("delay_s", [0, 0.002, 0.005, 0.02, 0.3])
+async def test_a_worker_that_stops_never_calls_safe_what_may_have_begun(
+    prepare: Prepare, rootfs: Path, delay_s: float
+) -> None:
+    job = Job(argv=("sh", "-c", "echo begun; sleep 1000"))
+
+    async with stopped(prepare, job, rootfs, "shutdown", delay_s) as report:
+        assert isinstance(report.ending, ErrWorkerLost)
+        assert not (report.stdout.data and report.ending.retryable)
+
+
+@pytest.mark.parametrize("delay_s", [0, 0.002, 0.005, 0.01, 0.05, 0.3])
+async def test_a_task_that_runs_one_can_be_cancelled_at_any_moment(
+    prepare: Prepare, rootfs: Path, delay_s: float
+) -> None:
+    job = Job(argv=("sleep", "1000"))
+
+    async with ready(prepare) as prepared, prepared.taken() as start:
+        with anyio.move_on_after(delay_s) as scope:
+            await start.run(job, LIMITS, rootfs, Stop())
+
+    assert scope.cancelled_caught
+
+
+async def test_one_that_died_while_it_waited_is_found_out_before_anything_is_started(
+    prepare: Prepare, rootfs: Path, directory: Path
+) -> None:
+    # Whoever has taken it learns of its end only by asking it.
+    async with ready(prepare) as prepared, prepared.taken() as start:
+        for pid in _sandbox_processes(directory):
+            os.kill(pid, signal.SIGKILL)
+        with anyio.fail_after(SOON_S):
+            while _sandbox_processes(directory):
+                await anyio.sleep(0.01)
+        with pytest.raises(SandboxGoneError):
+            await start.run(Job(argv=("true",)), LIMITS, rootfs, Stop())
+
+
+def _sandbox_processes(directory: Path) -> list[int]:
+    found: list[int] = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (process / "cmdline").read_bytes()
+            state = re.search(r"^State:\s+(\w)", (process / "status").read_text(), re.MULTILINE)
+        except OSError:
+            continue
+        if str(directory).encode() in command and b"\0boot\0" in command and state:
+            found += [int(process.name)] if state[1] != "Z" else []
+    return found
+
+
+@asynccontextmanager
+async def pool_of(
+    sandboxes: int, prepare: Prepare, runsc: Runsc, cold: ColdStart
+) -> AsyncIterator[Pool]:
+    async with Pool.open(
+        cold=cold,
+        prepare=prepare,
+        runsc=runsc,
+        budget=Budget(sandboxes=sandboxes, slots=100),
+        expected=LIMITS,
+    ) as pool:
+        yield pool
+
+
+async def full(pool: Pool, sandboxes: int) -> None:
+    with anyio.fail_after(SOON_S):
+        while pool.waiting != sandboxes:
+            await anyio.sleep(0.01)
+
+
+async def test_a_pool_gives_each_job_a_sandbox_of_its_own_and_makes_another(
+    prepare: Prepare, runsc: Runsc, cold: ColdStart, rootfs: Path
+) -> None:
+    mark = "ls /tmp /dev/shm /proc; test -e /tmp/mark && exit 99; echo x >/tmp/mark; sleep 1000 &"
+    reports: list[Report] = []
+
+    async with pool_of(1, prepare, runsc, cold) as pool:
+        for _ in range(3):
+            await full(pool, 1)
+            reports.append(await pool.run(Job(argv=("sh", "-c", mark)), LIMITS, rootfs, Stop()))
+
+    assert [report.start for report in reports] == ["warm"] * 3
+    assert [report.ending for report in reports] == [
+        Ending(outcome=Outcome.EXITED, exit_code=0)
+    ] * 3
+    assert len({report.stdout.data for report in reports}) == 1
+
+
+async def test_a_job_for_which_none_is_ready_gets_a_cold_start(
+    prepare: Prepare, runsc: Runsc, cold: ColdStart, rootfs: Path
+) -> None:
+    unusual = EffectiveLimits(wall_s=50, memory_bytes=123 * 2**20)
+
+    async with pool_of(1, prepare, runsc, cold) as pool:
+        await full(pool, 1)
+        report = await pool.run(Job(argv=("true",)), unusual, rootfs, Stop())
+
+    assert report.start == "cold"
+    assert report.ending == Ending(outcome=Outcome.EXITED, exit_code=0)
+
+
+async def test_jobs_at_the_same_time_never_share_one(
+    prepare: Prepare, runsc: Runsc, cold: ColdStart, rootfs: Path
+) -> None:
+    script = "test -e /tmp/mark && exit 99; touch /tmp/mark; sleep 0.3"
+    reports: list[Report] = []
+
+    async with pool_of(2, prepare, runsc, cold) as pool:
+        await full(pool, 1)
+
+        async def one() -> None:
+            reports.append(await pool.run(Job(argv=("sh", "-c", script)), LIMITS, rootfs, Stop()))
+
+        async with anyio.create_task_group() as tasks:
+            for _ in range(4):
+                tasks.start_soon(one)
+
+    assert {report.ending for report in reports} == {Ending(outcome=Outcome.EXITED, exit_code=0)}
+    assert "warm" in [report.start for report in reports]
+    assert len(reports) == 4

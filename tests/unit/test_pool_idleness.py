@@ -1,0 +1,29 @@
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from corral_worker.pool.idleness import Idleness
+
+
+def test_idle_processors_are_what_the_kernel_counted_since_the_last_look(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    monkeypatch.setattr(os, "sysconf", lambda _: 100)
+    stat = tmp_path / "stat"
+    stat.write_text("cpu  10 0 10 1000 50 0 0 0 0 0\ncpu0 1 2 3 4\n")
+    watched = Idleness(stat)
+
+    assert watched.processors() == 0.0
+    now += 2.0
+    stat.write_text("cpu  10 0 10 1290 60 0 0 0 0 0\n")
+    assert watched.processors() == pytest.approx(1.5)
+
+
+def test_this_hosts_counters_can_be_read() -> None:
+    assert Idleness().processors() >= 0

@@ -1,0 +1,40 @@
+"""How much of the host's processors nobody uses."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+_IDLE_FIELDS = slice(4, 6)
+"""Of the first line of ``/proc/stat``: idle, and waiting for disks."""
+_LEAST_S = 0.1
+"""The kernel counts in hundredths of a second: less than this says little."""
+
+
+class Idleness:
+    """Watches the host's idle processor time, from one look to the next.
+
+    Args:
+        stat: the kernel's counters, see proc_stat(5).
+    """
+
+    def __init__(self, stat: Path = Path("/proc/stat")) -> None:
+        self._stat = stat
+        self._ticks_per_s = os.sysconf("SC_CLK_TCK")
+        self._since = time.monotonic()
+        self._ticks = self._read()
+        self._processors = 0.0
+
+    def processors(self) -> float:
+        """Return how many processors were idle since the last look; none before there was one."""
+        now = time.monotonic()
+        if now - self._since >= _LEAST_S:
+            ticks = self._read()
+            self._processors = (ticks - self._ticks) / self._ticks_per_s / (now - self._since)
+            self._since, self._ticks = now, ticks
+        return self._processors
+
+    def _read(self) -> int:
+        with self._stat.open() as file:
+            return sum(map(int, file.readline().split()[_IDLE_FIELDS]))

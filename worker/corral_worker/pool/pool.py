@@ -1,0 +1,252 @@
+"""Keeps sandboxes ready, and gives each to one job."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Literal
+
+import anyio
+import anyio.abc
+import msgspec
+import structlog
+
+from corral import EffectiveLimits, Job
+from corral_worker.pool.idleness import Idleness
+from corral_worker.pool.prepared import NotPreparedError, Prepared, Shape
+from corral_worker.pool.sizing import Demand, wanted
+from corral_worker.sandbox.lifecycle import Report, Sandboxes
+from corral_worker.sandbox.runsc import Runsc
+from corral_worker.sandbox.stop import Stop
+from corral_worker.sandbox.warm import SandboxGoneError
+
+SANDBOX_BYTES = 20 * 1024 * 1024
+"""What one waiting sandbox and its runsc take of the host's memory: 9 to 13 MiB measured."""
+
+_LOOK_AGAIN_S = 1.0
+_SOON_S = 0.2
+_OLD_S = 600.0
+"""Seconds after which a sandbox that nobody wanted is replaced."""
+_RETRY_S = 60.0
+"""Seconds until it is tried again after one could not be made."""
+_IDLE_PROCESSORS = 0.5
+"""With less than this idle, making one would take from the jobs that run."""
+
+
+class Budget(msgspec.Struct, frozen=True, kw_only=True):
+    """What the pool may take of the host."""
+
+    sandboxes: int
+    """How many may wait, or be on their way to that."""
+    slots: int
+    """How many jobs can run at one time: with all of them taken, none is made ready."""
+
+
+class _Member(msgspec.Struct, kw_only=True, eq=False):
+    prepared: Prepared
+    born: float
+    state: Literal["starting", "ready", "taken", "ending"] = "starting"
+
+
+class Pool:
+    """Runs programs in sandboxes that are ready, and by a cold start where there is none.
+
+    Each sandbox is used once. Made by :meth:`open`, whose block owns all that is running.
+
+    Args:
+        cold: runs what no sandbox is ready for.
+        prepare: makes one that is not started yet.
+        runsc: once it was replaced, nothing is kept ready any more.
+        budget: what may be taken of the host.
+        tasks: where the sandboxes live.
+        clock: monotonic seconds.
+        idle_processors: how many processors of the host nobody uses.
+    """
+
+    def __init__(
+        self,
+        *,
+        cold: Sandboxes,
+        prepare: Callable[[Shape], Prepared],
+        runsc: Runsc,
+        budget: Budget,
+        tasks: anyio.abc.TaskGroup,
+        clock: Callable[[], float] = time.monotonic,
+        idle_processors: Callable[[], float],
+    ) -> None:
+        self._cold = cold
+        self._prepare = prepare
+        self._runsc = runsc
+        self._budget = budget
+        self._tasks = tasks
+        self._clock = clock
+        self._idle_processors = idle_processors
+        self._demand = Demand()
+        self._members: list[_Member] = []
+        self._running = 0
+        self._changed = anyio.Event()
+        self._retry_at: dict[Shape, float] = {}
+        self._log = structlog.get_logger()
+
+    @classmethod
+    @asynccontextmanager
+    async def open(
+        cls,
+        *,
+        cold: Sandboxes,
+        prepare: Callable[[Shape], Prepared],
+        runsc: Runsc,
+        budget: Budget,
+        expected: EffectiveLimits,
+    ) -> AsyncIterator[Pool]:
+        """Yield a pool; when the block has ended, no sandbox of it is left.
+
+        Args:
+            cold: as for the class.
+            prepare: the same.
+            runsc: the same.
+            budget: the same.
+            expected: limits of the jobs to be ready for before the first one came.
+        """
+        async with anyio.create_task_group() as tasks:
+            pool = cls(
+                cold=cold,
+                prepare=prepare,
+                runsc=runsc,
+                budget=budget,
+                tasks=tasks,
+                idle_processors=Idleness().processors,
+            )
+            pool._demand.note(Shape.of(expected), pool._clock())
+            tasks.start_soon(pool.tend)
+            yield pool
+            tasks.cancel_scope.cancel()
+
+    @property
+    def waiting(self) -> int:
+        """How many sandboxes are ready for a job at this moment."""
+        return sum(member.state == "ready" for member in self._members)
+
+    async def run(self, job: Job, limits: EffectiveLimits, rootfs: Path, stop: Stop) -> Report:
+        """Run a program to its end, in a sandbox that is ready if there is one.
+
+        All else is as in :meth:`corral_worker.sandbox.lifecycle.ColdStart.run`.
+        """
+        shape = Shape.of(limits)
+        self._demand.note(shape, self._clock())
+        self._running += 1
+        member = self._take(shape)
+        try:
+            if member is not None:
+                try:
+                    async with member.prepared.taken() as warm:
+                        return await warm.run(job, limits, rootfs, stop)
+                except SandboxGoneError as error:
+                    self._log.warning("pool.sandbox_gone", detail=str(error))
+            return await self._cold.run(job, limits, rootfs, stop)
+        finally:
+            if member is not None:
+                member.state = "ending"
+            self._running -= 1
+            self._changed.set()
+
+    def _take(self, shape: Shape) -> _Member | None:
+        if not self._runsc.is_same():
+            return None
+        for member in self._members:
+            if member.state == "ready" and member.prepared.shape == shape:
+                member.state = "taken"
+                return member
+        return None
+
+    async def tend(self) -> None:
+        """Make, replace and give back sandboxes until cancelled."""
+        while True:
+            want = self._wanted()
+            self._drop_what_nobody_wants(want)
+            stock = self._stock()
+            missing = [
+                shape
+                for shape in want
+                if stock[shape] < want[shape] and self._retry_at.get(shape, 0.0) <= self._clock()
+            ]
+            if missing and self._has_time():
+                self._start(missing[0])
+            with anyio.move_on_after(_SOON_S if missing else _LOOK_AGAIN_S):
+                await self._changed.wait()
+            self._changed = anyio.Event()
+
+    def _wanted(self) -> dict[Shape, int]:
+        if not self._runsc.is_same():
+            # The worker takes no more jobs, and what would be made would not be what it was.
+            return {}
+        return wanted(self._demand.bursts(self._clock()), self._budget.sandboxes)
+
+    def _stock(self) -> Counter[Shape]:
+        return Counter(
+            member.prepared.shape
+            for member in self._members
+            if member.state in {"starting", "ready"}
+        )
+
+    def _has_time(self) -> bool:
+        """Return whether to make another one now: one after the other, and never in a rush.
+
+        With no job running there is none to take anything from, whatever else the host does.
+        """
+        states = Counter(member.state for member in self._members)
+        return (
+            states["starting"] == 0
+            and states["ending"] < self._budget.sandboxes
+            and self._running < self._budget.slots
+            and (self._running == 0 or self._idle_processors() >= _IDLE_PROCESSORS)
+        )
+
+    def _drop_what_nobody_wants(self, want: Mapping[Shape, int]) -> None:
+        stock = self._stock()
+        now = self._clock()
+        for member in self._members:
+            shape = member.prepared.shape
+            if stock[shape] > want.get(shape, 0) or now - member.born > _OLD_S:
+                stock[shape] -= self._dismiss(member)
+
+    def _dismiss(self, member: _Member) -> bool:
+        """Let a member go, and return whether it waited: what is on its way comes first."""
+        if member.state != "ready":
+            return False
+        member.state = "ending"
+        member.prepared.dismiss()
+        return True
+
+    def _put_off(self, shape: Shape) -> None:
+        now = self._clock()
+        # Jobs choose the shapes: what is over is not kept.
+        self._retry_at = {other: at for other, at in self._retry_at.items() if at > now}
+        self._retry_at[shape] = now + _RETRY_S
+
+    def _start(self, shape: Shape) -> None:
+        member = _Member(prepared=self._prepare(shape), born=self._clock())
+        self._members.append(member)
+        self._tasks.start_soon(self._live, member)
+
+    async def _live(self, member: _Member) -> None:
+        def ready() -> None:
+            member.state = "ready"
+            self._changed.set()
+
+        try:
+            await member.prepared.live(ready)
+        except Exception as error:  # noqa: BLE001 - without a pool the worker still works
+            self._put_off(member.prepared.shape)
+            self._log.error(
+                "pool.not_prepared",
+                detail=str(error),
+                exc_info=not isinstance(error, NotPreparedError),
+                retry_in_s=_RETRY_S,
+            )
+        finally:
+            self._members.remove(member)
+            self._changed.set()

@@ -1,0 +1,228 @@
+"""A sandbox that is started ahead of its job, and serves that one and no other."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager, suppress
+from pathlib import Path
+
+import anyio
+import anyio.to_thread
+import msgspec
+
+from corral import EffectiveLimits, Job
+from corral_worker.pool.pause import HELLO, HELLO_OUTPUT, HELLO_WAIT_STATUS, PAUSE
+from corral_worker.process.child import ChildProcess
+from corral_worker.process.output import Pipe
+from corral_worker.sandbox.cgroup import CgroupError
+from corral_worker.sandbox.control import ControlError, ControlLostError, ControlSocket, Streams
+from corral_worker.sandbox.ladder import kill_until_empty
+from corral_worker.sandbox.place import Place
+from corral_worker.sandbox.runsc import Runsc
+from corral_worker.sandbox.runsc_errors import RunscError
+from corral_worker.sandbox.verbs import Run
+from corral_worker.sandbox.warm import JOB, SandboxGoneError, WarmStart
+
+_HELLO = "hello"
+_LOOK_S = 0.01
+_SAID = 200
+"""Characters of a panic that go into the log."""
+_CALL_WITHIN_S = 10.0
+_TIDY_WITHIN_S = 4.0
+"""Seconds until a sandbox is dead, and ``runsc run`` has tidied up after it."""
+_TASKS = 1 << 15
+"""Host threads are hardly limited while a sandbox waits: its job's limit comes with the job."""
+
+
+class NotPreparedError(Exception):
+    """Raised if a sandbox could not be made ready, and says why."""
+
+
+class Shape(msgspec.Struct, frozen=True, kw_only=True):
+    """What cannot be changed any more once a sandbox runs: what its guest sees of the host."""
+
+    memory_bytes: int
+    cpus: float
+
+    @classmethod
+    def of(cls, limits: EffectiveLimits) -> Shape:
+        """Return the shape that a job with these limits needs."""
+        return cls(memory_bytes=limits.memory_bytes, cpus=limits.cpus)
+
+
+class Prepared:
+    """One sandbox in waiting. The task that awaits :meth:`live` owns it, from nothing to nothing.
+
+    Args:
+        shape: what the guest sees.
+        runsc: the runtime.
+        places: where sandboxes are made and removed.
+        pause: the image that it waits in.
+        start_timeout_s: seconds until it must be ready, and until a job's program must run.
+    """
+
+    def __init__(
+        self,
+        *,
+        shape: Shape,
+        runsc: Runsc,
+        places: Callable[[], AbstractAsyncContextManager[tuple[Place, list[str]]]],
+        pause: Path,
+        start_timeout_s: float,
+    ) -> None:
+        self.shape = shape
+        self._runsc = runsc
+        self._places = places
+        self._pause = pause
+        self._start_timeout_s = start_timeout_s
+        self._start: WarmStart | None = None
+        self._wanted = anyio.Event()
+        self._mine_alone = anyio.Event()
+        self._done = anyio.Event()
+        self._gone = False
+        self._failure = "it ended before it was ready"
+
+    async def live(self, ready: Callable[[], None]) -> None:
+        """Boot, see it work, and keep it until it has ended, was used, or is dismissed.
+
+        Nothing of it is left when this returns or raises, also on cancellation.
+
+        Args:
+            ready: called once it has run a program.
+
+        Raises:
+            NotPreparedError: it was never ready.
+        """
+        async with self._places() as (place, _):
+            try:
+                await anyio.to_thread.run_sync(
+                    place.prepare, Job(argv=PAUSE), self._limits(), self._pause
+                )
+                async with self._runsc.run(
+                    Run(id=place.id, bundle=place.bundle),
+                    place.logs,
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                ) as child:
+                    try:
+                        await self._live(place, child, ready)
+                    finally:
+                        self._gone = True
+                        self._mine_alone.set()
+                        await _end(place, child)
+            except (CgroupError, RunscError, OSError) as error:
+                self._failure = str(error)
+            if self._failure:
+                book = await anyio.to_thread.run_sync(place.log_book)
+                self._failure = "; ".join((self._failure, *book.errors[-1:], book.panic[:_SAID]))
+        if self._failure:
+            raise NotPreparedError(self._failure)
+
+    @asynccontextmanager
+    async def taken(self) -> AsyncIterator[WarmStart]:
+        """Give what runs the one job; when the block has ended, the sandbox is ended and removed.
+
+        Only to be called once, after it was ready. End and removal are not waited for.
+
+        Raises:
+            SandboxGoneError: it has ended by itself.
+        """
+        self._wanted.set()
+        try:
+            await self._mine_alone.wait()
+            if self._gone or self._start is None:
+                raise SandboxGoneError("it ended while it waited")
+            yield self._start
+        finally:
+            self._done.set()
+
+    def dismiss(self) -> None:
+        """Give up a sandbox that nobody has taken. Returns at once; :meth:`live` ends it."""
+        self._done.set()
+        self._wanted.set()
+
+    async def _live(self, place: Place, child: ChildProcess, ready: Callable[[], None]) -> None:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(_cancel_when_ended, child, tasks.cancel_scope)
+            self._failure = await self._trouble(place)
+            if not self._failure:
+                self._start = WarmStart(
+                    runsc=self._runsc,
+                    place=place,
+                    child=child,
+                    start_timeout_s=self._start_timeout_s,
+                )
+                ready()
+                await self._wanted.wait()
+            tasks.cancel_scope.cancel()
+        if self._wanted.is_set():
+            # From here on only who took it looks after it.
+            self._mine_alone.set()
+            await self._done.wait()
+
+    async def _trouble(self, place: Place) -> str:
+        """Wait for the sandbox to boot, try it, and return what is wrong with it, if anything."""
+        state = self._runsc.state(place.id)
+        control = ControlSocket(self._runsc.control_socket(place.id))
+        try:
+            with anyio.fail_after(self._start_timeout_s):
+                while state.status() != "running":
+                    await anyio.sleep(_LOOK_S)
+                trouble = await self._say_hello(place, control)
+                await control.create(JOB, within_s=_CALL_WITHIN_S)
+        except TimeoutError as error:
+            return f"it was not ready within its budget: {error}"
+        except (ControlError, ControlLostError) as error:
+            return str(error)
+        return trouble
+
+    async def _say_hello(self, place: Place, control: ControlSocket) -> str:
+        """Run a program, exactly as the job's will be, and return what was wrong with that.
+
+        It proves that this runsc can be talked to. And the first process takes gVisor longer
+        than any later one, for it starts helpers on the host that it then keeps.
+        """
+        config = place.config(Job(argv=HELLO), self._limits(), self._pause)
+        with ExitStack() as files, Pipe(parent="read") as output:
+            image, nothing = (os.open(path, os.O_RDONLY) for path in (self._pause, os.devnull))
+            files.callback(os.close, image)
+            files.callback(os.close, nothing)
+            streams = Streams(stdin=nothing, stdout=output.theirs, stderr=output.theirs)
+            await control.create(_HELLO, within_s=_CALL_WITHIN_S)
+            await control.start(
+                _HELLO, config, rootfs=image, streams=streams, within_s=_CALL_WITHIN_S
+            )
+            status = await control.wait(_HELLO, within_s=_CALL_WITHIN_S)
+            output.close(output.theirs)
+            said = _read_what_is_there(output.ours)
+            await control.destroy(_HELLO, within_s=_CALL_WITHIN_S)
+        if (status, said) != (HELLO_WAIT_STATUS, HELLO_OUTPUT):
+            return f"its first program ended with {status} and said {said!r}"
+        return ""
+
+    def _limits(self) -> EffectiveLimits:
+        return EffectiveLimits(
+            memory_bytes=self.shape.memory_bytes, cpus=self.shape.cpus, pids=_TASKS
+        )
+
+
+async def _cancel_when_ended(child: ChildProcess, scope: anyio.CancelScope) -> None:
+    await child.wait()
+    scope.cancel()
+
+
+async def _end(place: Place, child: ChildProcess) -> None:
+    with anyio.move_on_after(_TIDY_WITHIN_S, shield=True), suppress(OSError):
+        # Whatever this cannot kill, the removal of the place reports.
+        await anyio.to_thread.run_sync(kill_until_empty, place.cgroup)
+        await child.wait()
+
+
+def _read_what_is_there(descriptor: int) -> bytes:
+    try:
+        return os.read(descriptor, 2 * len(HELLO_OUTPUT))
+    except BlockingIOError:
+        return b""

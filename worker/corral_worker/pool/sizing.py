@@ -1,0 +1,59 @@
+"""How many sandboxes to keep ready, and of which shape."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+
+from corral_worker.pool.prepared import Shape
+
+REMEMBERED_S = 300.0
+"""Seconds after which a job that came is forgotten."""
+BURST_S = 5.0
+"""A shape gets what came in the busiest so many seconds: many times what making one takes."""
+
+_MOST_REMEMBERED = 1024
+
+
+class Demand:
+    """Remembers which shapes were asked for of late, and when. Monotonic seconds."""
+
+    def __init__(self) -> None:
+        self._arrivals: deque[tuple[float, Shape]] = deque(maxlen=_MOST_REMEMBERED)
+
+    def note(self, shape: Shape, now: float) -> None:
+        """Note that a job asked for a shape; times never go back."""
+        self._arrivals.append((now, shape))
+
+    def bursts(self, now: float) -> dict[Shape, int]:
+        """Return how many jobs of each remembered shape came in its busiest few seconds."""
+        while self._arrivals and self._arrivals[0][0] <= now - REMEMBERED_S:
+            self._arrivals.popleft()
+        recent: dict[Shape, deque[float]] = {}
+        most: dict[Shape, int] = {}
+        for at, shape in self._arrivals:
+            times = recent.setdefault(shape, deque())
+            times.append(at)
+            while times[0] <= at - BURST_S:
+                times.popleft()
+            most[shape] = max(most.get(shape, 0), len(times))
+        return most
+
+
+def wanted(bursts: Mapping[Shape, int], most: int) -> dict[Shape, int]:
+    """Return how many sandboxes of each shape to keep: never more than ``most`` together.
+
+    Each shape gets one before any gets a second, that of the largest burst first; none gets
+    more than came in its burst.
+    """
+    by_burst = sorted(
+        (shape for shape, burst in bursts.items() if burst > 0),
+        key=lambda shape: (-bursts[shape], shape.memory_bytes, shape.cpus),
+    )
+    given = dict.fromkeys(by_burst[: max(most, 0)], 1)
+    left = most - len(given)
+    for shape in given:
+        more = min(bursts[shape] - 1, left)
+        given[shape] += more
+        left -= more
+    return given

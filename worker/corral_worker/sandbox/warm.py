@@ -1,0 +1,242 @@
+"""One program in a sandbox that was started ahead of it."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+import anyio
+import anyio.to_thread
+import msgspec
+
+from corral import EffectiveLimits, ErrSandboxCreationFailed, HostLimits, Job
+from corral_worker.process.child import ChildProcess
+from corral_worker.process.output import Pipe, drain
+from corral_worker.sandbox.cgroup import CgroupError, Counters
+from corral_worker.sandbox.control import (
+    ControlAbsentError,
+    ControlError,
+    ControlLostError,
+    ControlSocket,
+    Streams,
+)
+from corral_worker.sandbox.enforce import enforce
+from corral_worker.sandbox.flood import OutputMeter
+from corral_worker.sandbox.host_failure import host_failures
+from corral_worker.sandbox.ladder import Ladder, Life, kill_until_empty
+from corral_worker.sandbox.lifecycle import Report, report, supply_and_close
+from corral_worker.sandbox.place import LogBook, Place
+from corral_worker.sandbox.runsc import Runsc
+from corral_worker.sandbox.stop import Stop
+
+JOB = "job"
+"""Id of the job's container: in its own sandbox, so it need not differ from others."""
+
+_AFTER_WALL_S = 60.0
+"""Seconds beyond its wall limit until a program's end is no longer waited for."""
+_DRAIN_WITHIN_S = 1.0
+_END_WITHIN_S = 20.0
+
+
+class SandboxGoneError(Exception):
+    """Raised if the sandbox had ended before its job came: nothing was started."""
+
+
+class WarmStart:
+    """Runs one program in a sandbox that runs already, and ends the sandbox with it.
+
+    The program gets a container of its own beside the one that waits: its own image,
+    mounts, process ids, limits and identity. It sees what it would see after a cold start.
+
+    Args:
+        runsc: the runtime.
+        place: where the sandbox is; its owner removes it, later.
+        child: the ``runsc run`` that holds it.
+        start_timeout_s: seconds until the program must run.
+    """
+
+    def __init__(
+        self, *, runsc: Runsc, place: Place, child: ChildProcess, start_timeout_s: float
+    ) -> None:
+        self._runsc = runsc
+        self._place = place
+        self._child = child
+        self._start_timeout_s = start_timeout_s
+        self._socket = runsc.control_socket(place.id)
+        self._control = ControlSocket(self._socket)
+        self._wait_status: int | None = None
+        self._trouble: tuple[str, ...] = ()
+        self._absent = False
+        self._dead = False
+
+    async def run(self, job: Job, limits: EffectiveLimits, rootfs: Path, stop: Stop) -> Report:
+        """Run a program to its end, and return when the sandbox is dead. Only to be called once.
+
+        The wall limit counts from the program's start. ``stop`` ends it earlier. On
+        cancellation the sandbox is killed, in bounded time, before this raises.
+
+        Raises:
+            ErrSandboxCreationFailed: the job's limits cannot be enforced, or the host
+                failed before the program ran.
+            ErrSandboxExecutionFailed: the host failed while it ran.
+            SandboxGoneError: the sandbox is not there any more; nothing was started.
+        """
+        place = self._place
+        life = Life(limits, self._runsc.state(place.id))
+        host_limits, before = await self._hand_over(limits)
+
+        def counters() -> Counters:
+            return _since(before, place.counters())
+
+        with host_failures(life):
+            await self._live(job, limits, rootfs, life, counters, stop)
+        if self._absent:
+            raise SandboxGoneError(*self._trouble)
+        book, used = await anyio.to_thread.run_sync(lambda: (self._log_book(), counters()))
+        return report(
+            place.id,
+            life,
+            stop,
+            book,
+            counters=used,
+            host_limits=host_limits,
+            start="warm",
+            leftovers=() if self._dead else (f"processes of {place.id}",),
+        )
+
+    async def _live(  # noqa: PLR0917 - the whole of what is run, and where it is noted
+        self,
+        job: Job,
+        limits: EffectiveLimits,
+        rootfs: Path,
+        life: Life,
+        counters: Callable[[], Counters],
+        stop: Stop,
+    ) -> None:
+        with ExitStack() as files:
+            ends = _Ends(files, rootfs, stdin=bool(job.stdin))
+            async with anyio.create_task_group() as drains:
+                meter = OutputMeter(limits.output_kill_bytes, stop)
+                drains.start_soon(drain, ends.stdout.ours, meter.before(life.stdout.feed))
+                drains.start_soon(drain, ends.stderr.ours, meter.before(life.stderr.feed))
+                try:
+                    async with anyio.create_task_group() as tasks:
+                        tasks.start_soon(_cancel_when_stopped, tasks.cancel_scope, stop)
+                        await self._start(self._place.config(job, limits, rootfs), ends, life, stop)
+                        if life.running is not None:
+                            if ends.stdin:
+                                tasks.start_soon(supply_and_close, ends.stdin, job.stdin)
+                            tasks.start_soon(enforce, limits, counters, self._socket, stop)
+                            await self._wait(limits, life)
+                        tasks.cancel_scope.cancel()
+                finally:
+                    ends.close_theirs()
+                    with anyio.move_on_after(_END_WITHIN_S, shield=True):
+                        await self._end(life, stop)
+                drains.cancel_scope.deadline = anyio.current_time() + _DRAIN_WITHIN_S
+
+    async def _hand_over(self, limits: EffectiveLimits) -> tuple[HostLimits, Counters]:
+        try:
+            return await anyio.to_thread.run_sync(self._place.hand_over, limits)
+        except CgroupError as error:
+            raise ErrSandboxCreationFailed(
+                "the job's limits cannot be enforced on this host", detail=str(error)
+            ) from error
+
+    async def _start(self, config: dict[str, object], ends: _Ends, life: Life, stop: Stop) -> None:
+        """Start the program; ``life`` notes whether it runs."""
+        # Whatever comes in between now: it may have begun, unseen.
+        life.created = True
+        try:
+            await self._control.start(
+                JOB,
+                config,
+                rootfs=ends.rootfs,
+                streams=ends.streams,
+                within_s=self._start_timeout_s,
+            )
+        except TimeoutError:
+            stop.request("start_timeout")
+        except ControlError as error:
+            # As `runsc run` words it.
+            self._trouble = (f"starting sandbox: {error.words}",)
+            life.created = False
+            life.ended = time.monotonic()
+        except ControlLostError as error:
+            self._trouble = (str(error),)
+            self._absent = isinstance(error, ControlAbsentError)
+            life.ended = time.monotonic()
+        else:
+            life.running = time.monotonic()
+            ends.close_theirs()
+
+    async def _wait(self, limits: EffectiveLimits, life: Life) -> None:
+        try:
+            self._wait_status = await self._control.wait(
+                JOB, within_s=limits.wall_s + _AFTER_WALL_S
+            )
+        except (ControlError, ControlLostError, TimeoutError) as error:
+            self._trouble = (str(error),)
+        life.ended = time.monotonic()
+
+    async def _end(self, life: Life, stop: Stop) -> None:
+        if life.ended is None:
+            running = life.running
+            await Ladder(self._runsc).end(self._place, self._child, life, stop)
+            # What the ladder sees running is the program that waited.
+            life.running = running
+            self._dead = life.dead_at is not None
+        else:
+            self._dead = await anyio.to_thread.run_sync(kill_until_empty, self._place.cgroup)
+
+    def _log_book(self) -> LogBook:
+        """Return the evidence: the program's own end, or what is known of the sandbox's."""
+        if self._wait_status is not None:
+            return LogBook(
+                errors=(), panic="", wait_status=self._wait_status, begun=True, run_s=0.0
+            )
+        book = self._place.log_book()
+        return LogBook(
+            errors=(*book.errors, *self._trouble),
+            panic=book.panic,
+            wait_status=None,
+            begun=False,
+            run_s=0.0,
+        )
+
+
+class _Ends:
+    """The descriptors on both sides of a program. All are closed when ``files`` is."""
+
+    def __init__(self, files: ExitStack, rootfs: Path, *, stdin: bool) -> None:
+        self.rootfs = os.open(rootfs, os.O_RDONLY)
+        files.callback(os.close, self.rootfs)
+        nothing = os.open(os.devnull, os.O_RDONLY)
+        files.callback(os.close, nothing)
+        self.stdin = files.enter_context(Pipe(parent="write")) if stdin else None
+        self.stdout = files.enter_context(Pipe(parent="read"))
+        self.stderr = files.enter_context(Pipe(parent="read"))
+        self.streams = Streams(
+            stdin=self.stdin.theirs if self.stdin else nothing,
+            stdout=self.stdout.theirs,
+            stderr=self.stderr.theirs,
+        )
+
+    def close_theirs(self) -> None:
+        """Close what the program has: only when it has ended, too, there is an end to read."""
+        for pipe in filter(None, (self.stdin, self.stdout, self.stderr)):
+            pipe.close(pipe.theirs)
+
+
+async def _cancel_when_stopped(scope: anyio.CancelScope, stop: Stop) -> None:
+    await stop.wait()
+    scope.cancel()
+
+
+def _since(before: Counters, now: Counters) -> Counters:
+    return msgspec.structs.replace(
+        now, cpu_s=now.cpu_s - before.cpu_s, oom_kills=now.oom_kills - before.oom_kills
+    )
