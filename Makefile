@@ -9,7 +9,7 @@ PYTEST_ARGS ?= -n 4
 # The checkers' own work is on these.
 CODE := schemas worker tests tools
 
-.PHONY: help setup setup-test run test test-unit bench-queue bench-kill lint types layers check format lock build clean
+.PHONY: help setup setup-test run test test-unit soak bench-queue bench-kill lint types layers check format lock build clean
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-11s  %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,6 +28,9 @@ test: setup-test ## Run all tests (PYTEST_ARGS: other options for pytest)
 
 test-unit: setup-test ## Run the tests that need nothing of the host
 	$(BIN)/pytest tests/unit $(PYTEST_ARGS)
+
+soak: setup-test ## Run thousands of jobs while runsc and workers get killed (SOAK_ARGS: options)
+	PYTHONPATH=tests $(BIN)/python -m soak $(SOAK_ARGS)
 
 bench-queue: setup-test ## Measure the queue beside a stock arq worker
 	$(BIN)/python tests/bench/bench_queue.py
