@@ -9,6 +9,7 @@ from corral import EffectiveLimits, HostLimits, Job
 from corral_worker.sandbox.bundle import ROOT_DIRECTORY, host_tasks
 from corral_worker.sandbox.cgroup import CgroupError, Counters
 from corral_worker.sandbox.cgroup_host import CgroupHost
+from corral_worker.sandbox.notes import Notes
 from corral_worker.sandbox.place import Place
 
 JOB = Job(argv=("true",))
@@ -65,12 +66,6 @@ def place(tmp_path: Path, cgroup: Cgroup) -> Place:
     return made
 
 
-def note(place: Place, message: str, second: float = 0) -> None:
-    entry = {"msg": message, "level": "info", "time": f"2030-01-01T00:00:{second:012.9f}Z"}
-    with place.logs.run.open("a") as log:
-        log.write(json.dumps(entry) + "\n")
-
-
 def test_a_bundle_is_for_the_worker_alone(place: Place) -> None:
     place.make(JOB, LIMITS, Path("/image"))
 
@@ -94,7 +89,7 @@ def test_the_cgroup_gets_the_jobs_limits_and_no_swap(place: Place, cgroup: Cgrou
 
 
 def test_an_empty_log_book_knows_nothing(place: Place) -> None:
-    book = place.log_book()
+    book = place.log_book(Notes())
 
     assert (book.errors, book.panic, book.wait_status, book.run_s) == ((), "", None, 0.0)
     assert not book.begun
@@ -104,41 +99,17 @@ def test_the_log_book_tells_what_was_written(place: Place) -> None:
     place.make(JOB, LIMITS, Path("/image"))
     place.logs.errors.write_bytes(b'{"msg":"broken","level":"error"}\nhalf a li')
     place.logs.panic.write_bytes(b"panic: \xff")
-    note(place, "network.go:59] Network is disabled", 1)
-    note(place, "main.go:222] Exiting with status: 768", 3.5)
+    notes = Notes()
+    notes.feed(
+        b'{"msg":"boot.go:534] application exiting with exit status 3","level":"info",'
+        b'"time":"2030-01-01T00:00:00Z"}\n'
+    )
 
-    book = place.log_book()
+    book = place.log_book(notes)
 
     assert book.errors == ("broken",)
     assert book.panic == "panic: \ufffd"
-    assert book.wait_status == 768
-    assert book.begun
-    assert book.run_s == 2.5
-
-
-@pytest.mark.parametrize(
-    "message",
-    [
-        "Exiting with status: ",
-        "Exiting with status: 0 or so",
-        "Exiting with status: -1",
-        "status: 0",
-    ],
-)
-def test_other_words_are_no_wait_status(place: Place, message: str) -> None:
-    place.make(JOB, LIMITS, Path("/image"))
-    note(place, message)
-
-    assert place.log_book().wait_status is None
-
-
-def test_a_note_that_was_cut_off_is_left_out(place: Place) -> None:
-    place.make(JOB, LIMITS, Path("/image"))
-    note(place, "begin")
-    with place.logs.run.open("a") as log:
-        log.write('{"msg":"main.go:222] Exiting with status: 0","level":"in')
-
-    assert place.log_book().wait_status is None
+    assert (book.wait_status, book.begun) == (768, True)
 
 
 def test_a_removed_place_is_gone_and_can_be_removed_again(place: Place, cgroup: Cgroup) -> None:
@@ -170,20 +141,3 @@ def test_what_cannot_be_removed_is_told_and_the_rest_is_removed(
 
     assert place.remove(within_s=0.05) == ["cgroup /corral/one cannot be removed: busy"]
     assert not place.bundle.exists()
-
-
-@pytest.mark.parametrize("status", [0, 9, 768])
-def test_how_a_sentry_ended_is_not_how_its_program_did(place: Place, status: int) -> None:
-    place.make(JOB, LIMITS, Path("/image"))
-    note(place, "network.go:59] Network is disabled", 1)
-    note(
-        place,
-        f'sandbox.go:1248] Wait RPC to container "{place.id}" failed: urpc method'
-        ' "containerManager.Wait" failed: EOF. Will try waiting on the sandbox process instead.',
-        3,
-    )
-    note(place, f"main.go:222] Exiting with status: {status}", 3.5)
-
-    book = place.log_book()
-
-    assert (book.begun, book.wait_status, book.run_s) == (True, None, 2.5)

@@ -55,23 +55,26 @@ async def test_delete_is_forced(runsc: Runsc, argv: Argv) -> None:
 async def test_run_writes_its_own_messages_to_files_and_never_to_the_jobs_stderr(
     runsc: Runsc, argv: Argv, tmp_path: Path
 ) -> None:
+    notes = os.open(os.devnull, os.O_WRONLY)
     async with runsc.run(
         Run(id=ID, bundle=tmp_path),
         Logs(directory=tmp_path),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
+        notes=notes,
     ) as child:
         assert await child.wait() == 0
+    os.close(notes)
 
     assert argv("run") == [
         *flags(runsc),
         f"--log={tmp_path}/runsc.log",
         "--log-format=json",
         f"--panic-log={tmp_path}/panic.log",
-        f"--debug-log={tmp_path}/run.log",
+        f"--debug-log=/proc/self/fd/{notes}",
         "--debug-log-format=json",
-        "--debug-command=run",
+        "--debug-command=run,boot",
         "run",
         "--bundle",
         str(tmp_path),

@@ -19,6 +19,7 @@ from corral_worker.process.output import Pipe
 from corral_worker.sandbox.cgroup import CgroupError
 from corral_worker.sandbox.control import ControlError, ControlLostError, ControlSocket, Streams
 from corral_worker.sandbox.ladder import kill_until_empty
+from corral_worker.sandbox.notes import Notes
 from corral_worker.sandbox.place import Place
 from corral_worker.sandbox.runsc import Runsc
 from corral_worker.sandbox.runsc_errors import RunscError
@@ -116,7 +117,7 @@ class Prepared:
             except (CgroupError, RunscError, OSError) as error:
                 self._failure = str(error)
             if self._failure:
-                book = await anyio.to_thread.run_sync(place.log_book)
+                book = await anyio.to_thread.run_sync(place.log_book, Notes())
                 self._failure = "; ".join((self._failure, *book.errors[-1:], book.panic[:_SAID]))
         if self._failure:
             raise NotPreparedError(self._failure)

@@ -75,11 +75,12 @@ async def child_process(
     stdout: int,
     stderr: int,
     cwd: Path = Path("/"),
+    pass_fds: Sequence[int] = (),
     oom_score_adj: int | None = None,
 ) -> AsyncIterator[ChildProcess]:
     """Start a child and make sure that it has ended when the block has.
 
-    Nothing but the three descriptors and ``env`` reaches the child. On every
+    Nothing but the descriptors and ``env`` reaches the child. On every
     way out, cancellation included, its group is killed and it is reaped.
 
     Args:
@@ -89,6 +90,7 @@ async def child_process(
         stdout: the same.
         stderr: the same.
         cwd: directory it starts in.
+        pass_fds: further descriptors it gets, under the same numbers.
         oom_score_adj: see proc(5); that of the worker if left out.
 
     Raises:
@@ -103,6 +105,7 @@ async def child_process(
         stderr=stderr,
         cwd=cwd,
         close_fds=True,
+        pass_fds=pass_fds,
         umask=0o022,
         start_new_session=True,
     )

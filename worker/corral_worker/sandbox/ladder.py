@@ -15,6 +15,7 @@ from corral.result import KillStep
 from corral_worker.process.child import ChildProcess
 from corral_worker.process.output import BoundedOutput
 from corral_worker.sandbox.cgroup import SandboxCgroup, wait_until_empty
+from corral_worker.sandbox.notes import Notes
 from corral_worker.sandbox.outcome import OUTCOME_OF_KILL, Ending, KillCause
 from corral_worker.sandbox.place import Place
 from corral_worker.sandbox.runsc import Runsc
@@ -55,11 +56,12 @@ class Life:
         self.dead_at: float | None = None
         self.stdout = BoundedOutput(limits.output_bytes)
         self.stderr = BoundedOutput(limits.output_bytes)
+        self.notes = Notes()
 
     def look(self) -> bool:
         """Note how far the sandbox has come, and return whether its program runs."""
         status = self._state.status()
-        self.created |= status is not None
+        self.created |= status is not None or self.notes.is_starting
         if status == "running" and self.running is None:
             self.running = self.ended or time.monotonic()
         return self.running is not None

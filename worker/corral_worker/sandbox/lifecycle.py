@@ -125,7 +125,7 @@ class ColdStart:
             host_limits = await self._make(place, job, limits, rootfs)
             with host_failures(life):
                 await self._live(place, job, limits, life, stop)
-                book = await anyio.to_thread.run_sync(place.log_book)
+                book = await anyio.to_thread.run_sync(place.log_book, life.notes)
                 counters = await anyio.to_thread.run_sync(place.counters)
         return report(
             place.id,
@@ -176,6 +176,7 @@ class ColdStart:
             stdin = pipes.enter_context(Pipe(parent="write")) if job.stdin else None
             stdout = pipes.enter_context(Pipe(parent="read"))
             stderr = pipes.enter_context(Pipe(parent="read"))
+            notes = pipes.enter_context(Pipe(parent="read"))
             async with AsyncExitStack() as stack:
                 try:
                     child = await stack.enter_async_context(
@@ -185,19 +186,21 @@ class ColdStart:
                             stdin=stdin.theirs if stdin else subprocess.DEVNULL,
                             stdout=stdout.theirs,
                             stderr=stderr.theirs,
+                            notes=notes.theirs,
                         )
                     )
                 except RunscError as error:
                     raise ErrGVisorNotAvailable(
                         "the worker's runsc is gone, or was replaced", detail=error.detail
                     ) from error
-                for pipe in (stdin, stdout, stderr):
+                for pipe in (stdin, stdout, stderr, notes):
                     if pipe:
                         pipe.close(pipe.theirs)
                 async with anyio.create_task_group() as drains:
                     meter = OutputMeter(limits.output_kill_bytes, stop)
                     drains.start_soon(drain, stdout.ours, meter.before(life.stdout.feed))
                     drains.start_soon(drain, stderr.ours, meter.before(life.stderr.feed))
+                    drains.start_soon(drain, notes.ours, life.notes.feed)
                     try:
                         async with anyio.create_task_group() as watchers:
                             if stdin:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import datetime as dt
 import math
-import re
 import shutil
 import time
 from pathlib import Path, PurePosixPath
@@ -15,15 +13,13 @@ from corral import EffectiveLimits, HostLimits, Job
 from corral_worker.sandbox.bundle import ROOT_DIRECTORY, SandboxSpec, host_tasks, oci_config
 from corral_worker.sandbox.cgroup import CgroupError, Counters, SandboxCgroup
 from corral_worker.sandbox.cgroup_host import CgroupHost
+from corral_worker.sandbox.notes import Notes
 from corral_worker.sandbox.runsc_errors import error_messages
 from corral_worker.sandbox.state import check_sandbox_id
 from corral_worker.sandbox.verbs import Logs
 
 _LOG_BYTES = 256 * 1024
 _REMOVE_PAUSE_S = 0.005
-_WAIT_STATUS = re.compile(r"Exiting with status: (\d+)\Z")
-# The sentry died, and what runsc notes next is how: of its program nobody knows.
-_SENTRY_LOST = re.compile(r"sandbox\.go:\d+\] Wait RPC to container .* failed")
 
 
 class LogBook(msgspec.Struct, frozen=True, kw_only=True):
@@ -32,11 +28,11 @@ class LogBook(msgspec.Struct, frozen=True, kw_only=True):
     errors: tuple[str, ...]
     panic: str
     wait_status: int | None
-    """The program's own wait status, if the sentry lived to tell it and runsc to note it."""
+    """The program's own wait status, if the sentry lived to tell it."""
     begun: bool
-    """Whether runsc noted an end of the program, or of the sentry that ran it."""
+    """Whether the program has begun for certain."""
     run_s: float
-    """Seconds between runsc's last note before the program and its end."""
+    """Seconds between the program's start and its end, by the sentry's clock; 0 if not known."""
 
 
 class Place:
@@ -109,16 +105,14 @@ class Place:
         """Return what the kernel counted so far."""
         return self.cgroup.counters()
 
-    def log_book(self) -> LogBook:
+    def log_book(self, notes: Notes) -> LogBook:
         """Return what was written about the sandbox; files that are not there are empty."""
-        notes = _read(self.logs.run)
-        begun, wait_status, run_s = _program(notes)
         return LogBook(
             errors=tuple(error_messages(_read(self.logs.errors))),
             panic=_read(self.logs.panic).decode(errors="replace"),
-            wait_status=wait_status,
-            begun=begun,
-            run_s=run_s,
+            wait_status=notes.wait_status,
+            begun=notes.begun,
+            run_s=notes.run_s,
         )
 
     def remove(self, *, within_s: float) -> list[str]:
@@ -166,27 +160,3 @@ def _read(file: Path) -> bytes:
             return opened.read(_LOG_BYTES)
     except OSError:
         return b""
-
-
-class _Note(msgspec.Struct):
-    msg: str
-    time: dt.datetime
-
-
-def _program(notes: bytes) -> tuple[bool, int | None, float]:
-    """Return whether the program began, its wait status, and how long it ran, by runsc's notes."""
-    previous: dt.datetime | None = None
-    lost = False
-    for line in notes.splitlines():
-        try:
-            note = msgspec.json.decode(line, type=_Note)
-        except ValueError:
-            continue
-        if match := _WAIT_STATUS.search(note.msg):
-            ran_s = (note.time - previous).total_seconds() if previous else 0.0
-            return True, None if lost else int(match[1]), ran_s
-        if _SENTRY_LOST.match(note.msg):
-            lost = True
-        else:
-            previous = note.time
-    return lost, None, 0.0

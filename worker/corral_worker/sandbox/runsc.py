@@ -71,7 +71,14 @@ class Runsc:
         return found is not None and self._pinned in {None, found}
 
     def run(
-        self, options: Run, logs: Logs, *, stdin: int, stdout: int, stderr: int
+        self,
+        options: Run,
+        logs: Logs,
+        *,
+        stdin: int,
+        stdout: int,
+        stderr: int,
+        notes: int | None = None,
     ) -> AbstractAsyncContextManager[ChildProcess]:
         """Start a sandbox; the child ends when it has ended.
 
@@ -92,12 +99,13 @@ class Runsc:
                 f"{self.binary} was replaced since the worker started: start the worker again",
             )
         return child_process(
-            [*_DIES_WITH_US, str(self.binary), *self._flags(), *logs.args(), *options.args()],
+            [*_DIES_WITH_US, str(self.binary), *self._flags(), *logs.args(notes), *options.args()],
             oom_score_adj=_OOM_SCORE_ADJ,
             env={"PATH": PATH},
             stdin=stdin,
             stdout=stdout,
             stderr=stderr,
+            pass_fds=() if notes is None else (notes,),
         )
 
     async def kill(self, options: Kill, *, within_s: float) -> None:

@@ -62,23 +62,23 @@ class Logs(msgspec.Struct, frozen=True, kw_only=True):
         return self.directory / "runsc.log"
 
     @property
-    def run(self) -> Path:
-        """What ``run`` notes, as JSON lines: the program's wait status among it."""
-        return self.directory / "run.log"
-
-    @property
     def panic(self) -> Path:
         """Last words of the sentry."""
         return self.directory / "panic.log"
 
-    def args(self) -> list[str]:
-        return [
+    def args(self, notes: int | None) -> list[str]:
+        """Return the flags; ``notes`` is the descriptor for the debug log, if it is wanted."""
+        flags = [
             f"--log={self.errors}",
             "--log-format=json",
             f"--panic-log={self.panic}",
-            # At its default level, and for this one process, the debug log is some
-            # 30 lines, and the only place where "exit 137" and "killed by 9" differ.
-            f"--debug-log={self.run}",
-            "--debug-log-format=json",
-            "--debug-command=run",
         ]
+        if notes is not None:
+            # At its default level the log is some 80 lines, and the only place where
+            # "exit 137" and "killed by 9" always differ. A file could be made to grow.
+            flags += [
+                f"--debug-log=/proc/self/fd/{notes}",
+                "--debug-log-format=json",
+                "--debug-command=run,boot",
+            ]
+        return flags

@@ -28,6 +28,7 @@ from corral_worker.sandbox.flood import OutputMeter
 from corral_worker.sandbox.host_failure import host_failures
 from corral_worker.sandbox.ladder import Ladder, Life, kill_until_empty
 from corral_worker.sandbox.lifecycle import Report, report, supply_and_close
+from corral_worker.sandbox.notes import Notes
 from corral_worker.sandbox.place import LogBook, Place
 from corral_worker.sandbox.runsc import Runsc
 from corral_worker.sandbox.stop import Stop
@@ -198,7 +199,7 @@ class WarmStart:
             return LogBook(
                 errors=(), panic="", wait_status=self._wait_status, begun=True, run_s=0.0
             )
-        book = self._place.log_book()
+        book = self._place.log_book(Notes())
         return LogBook(
             errors=(*book.errors, *self._trouble),
             panic=book.panic,
