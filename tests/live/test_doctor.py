@@ -16,7 +16,9 @@ import pytest
 
 from corral_worker.doctor.finding import Finding
 
-pytestmark = pytest.mark.live
+SLOWNESS = float(os.environ.get("CORRAL_TEST_SLOWNESS", "1"))
+"""How many times as long as elsewhere things may take here: more than 1 under emulation."""
+pytestmark = [pytest.mark.live, pytest.mark.timeout(500 * SLOWNESS)]
 
 
 class Document(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -42,6 +44,7 @@ def environ(state_dir: Path, rootfs: Path, python_rootfs: Path) -> dict[str, str
         "CORRAL_STATE_DIR": str(state_dir),
         "CORRAL_IMAGE_DIR": str(rootfs.parents[2]),
         "CORRAL_CGROUP_PARENT": f"/corral-test-{secrets.token_hex(4)}",
+        "CORRAL_START_TIMEOUT_S": str(30 * SLOWNESS),
     }
 
 
@@ -51,7 +54,7 @@ def doctor(environ: dict[str, str], *arguments: str) -> tuple[int, Document]:
         env=environ,
         capture_output=True,
         check=False,
-        timeout=100,
+        timeout=200 * SLOWNESS,
     )
     assert done.stderr == b""
     return done.returncode, msgspec.json.decode(done.stdout, type=Document)
@@ -118,7 +121,7 @@ def test_the_document_is_json_of_one_line(environ: dict[str, str]) -> None:
         env=environ,
         capture_output=True,
         check=True,
-        timeout=100,
+        timeout=200 * SLOWNESS,
     ).stdout
 
     assert said.count(b"\n") == 1

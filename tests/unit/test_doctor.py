@@ -407,5 +407,5 @@ def test_programs_are_told_all_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_check_has_a_bound_and_a_name_of_its_own() -> None:
     made = checks(read_configuration(None, {}))
 
-    assert all(0 < each.within_s <= 60 for each in made)
+    assert all(0 < each.within_s <= 180 for each in made)
     assert len({each.name for each in made}) == len(made)

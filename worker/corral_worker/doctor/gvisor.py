@@ -18,7 +18,7 @@ from corral_worker.sandbox.runsc import Runsc, find, is_old
 from corral_worker.sandbox.runsc_errors import RunscError
 from corral_worker.settings import Settings
 
-_VERSION_WITHIN_S = 10.0
+_VERSION_WITHIN_S = 15.0
 _INSTALL = "Install gVisor's runsc, 2024-07-29 or later, or name one with runsc_path."
 _KVM = Path("/dev/kvm")
 
