@@ -67,8 +67,10 @@ def test_this_host_can_run_jobs_and_is_left_as_it_was(
 
     assert [each for each in document.findings if each.status == "fail"] == []
     assert (status, document.passed) == (0, True)
+    assert document.status("leftovers") == "ok"
     assert {each.name.partition(".")[0] for each in document.findings} == {
-        *("settings", "host", "cgroups", "limits", "runsc", "tools", "images", "redis")
+        *("settings", "host", "cgroups", "limits", "runsc", "tools", "images", "redis"),
+        "leftovers",
     }
     assert list(state_dir.iterdir()) == []
 
@@ -81,6 +83,17 @@ def test_without_redis_and_settings_the_host_is_looked_at_all_the_same(
     assert status == 0
     assert document.status("redis") == "warn"
     assert document.status("runsc.sandbox") == "ok"
+
+
+def test_what_a_dead_worker_left_is_found_before_it_is_removed(
+    environ: dict[str, str], state_dir: Path
+) -> None:
+    (state_dir / "w-0123abcd").mkdir(mode=0o700)
+
+    _, before = doctor(environ)
+    _, after = doctor(environ)
+
+    assert (before.status("leftovers"), after.status("leftovers")) == ("warn", "ok")
 
 
 def test_a_lack_is_a_failure_under_strict(environ: dict[str, str]) -> None:

@@ -16,13 +16,16 @@ from click.testing import Result as Invoked
 from corral import HostLimits
 from corral_worker.cli import doctor as cli
 from corral_worker.cli.root import corral
-from corral_worker.doctor import gvisor, limits, machine, redis_server, stock
+from corral_worker.doctor import gvisor, leftovers, limits, machine, redis_server, stock
 from corral_worker.doctor.check import Check, examine, in_thread
 from corral_worker.doctor.checkup import checks
 from corral_worker.doctor.configuration import protection, read_configuration
 from corral_worker.doctor.finding import Finding, Status, fail, ok, warn
 from corral_worker.doctor.machine import Room
 from corral_worker.images.store import ImageStore
+from corral_worker.reaper.estate import Doubt
+from corral_worker.reaper.sweep import Survey
+from corral_worker.reaper.trace import Trace
 from corral_worker.sandbox.cgroup import Counters
 from corral_worker.secret import Secret
 from corral_worker.settings import Settings
@@ -150,6 +153,26 @@ async def test_each_limit_that_was_read_back_is_a_finding() -> None:
         "limits.tasks",
     ]
     assert {finding.status for finding in found} == {"ok"}
+
+
+def test_what_dead_workers_left_is_counted_by_kind_and_what_is_in_doubt_is_named() -> None:
+    survey = Survey(
+        dead=(
+            Trace(kind="cgroup", worker="0123abcd", name="/corral/a"),
+            Trace(kind="state_file", worker="0123abcd", name="r/a"),
+            Trace(kind="cgroup", worker="0123abcd", name="/corral/b"),
+        ),
+        doubts=(Doubt(name="/state/w-1", reason="another user made it"),),
+    )
+
+    dead, doubt = leftovers.judged(survey)
+
+    assert (dead.status, dead.seen) == ("warn", "of workers that died: 2 cgroup, 1 state file")
+    assert (doubt.status, doubt.seen) == ("warn", "/state/w-1: another user made it")
+
+
+def test_a_host_without_leftovers_is_told_so() -> None:
+    assert [each.status for each in leftovers.judged(Survey())] == ["ok"]
 
 
 # Checks

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from functools import partial
 
-from corral_worker.doctor import gvisor, limits, machine, redis_server, stock
+from corral_worker.doctor import gvisor, leftovers, limits, machine, redis_server, stock
 from corral_worker.doctor.check import Check, Look, in_thread
 from corral_worker.doctor.configuration import Configuration
 from corral_worker.doctor.finding import Finding
@@ -26,6 +26,13 @@ def checks(configuration: Configuration) -> list[Check]:
     async def no_redis() -> Iterable[Finding]:
         return (redis_server.not_configured(),)
 
+    async def leftovers_then_sandbox() -> Iterable[Finding]:
+        # In this order, for a worker that starts removes what is left.
+        return (
+            *await leftovers.look_at_leftovers(settings),
+            *await gvisor.look_at_sandbox(settings),
+        )
+
     redis = partial(redis_server.look_at_redis, settings) if configuration.has_redis else no_redis
     quick: tuple[tuple[str, Look], ...] = (
         ("settings", read),
@@ -44,7 +51,7 @@ def checks(configuration: Configuration) -> list[Check]:
     )
     slow: tuple[tuple[str, Look, float], ...] = (
         ("runsc.version", partial(gvisor.look_at_runsc, settings), _WITHIN_S),
-        ("runsc.sandbox", partial(gvisor.look_at_sandbox, settings), _BOOT_WITHIN_S),
+        ("runsc.sandbox", leftovers_then_sandbox, _BOOT_WITHIN_S),
         ("images", partial(stock.look_at_images, settings), _VERIFY_WITHIN_S),
         ("redis", redis, _WITHIN_S),
     )
