@@ -85,6 +85,7 @@ GOOD: dict[str, Result | CorralError] = {
     "memory_tmpfs": ended(Outcome.OUT_OF_MEMORY),
     "memory_page_cache": refusing(0, read=96 * MIB),
     "disk_fill": refusing(0, written=16 * MIB, no_space=1),
+    "disk_in_sum": ended(Outcome.DISK_EXCEEDED),
     "inode_fill": ended(Outcome.OUT_OF_MEMORY, stdout=b"1000\n"),
     "output_flood": structs.replace(DONE, stdout_bytes=48 * MIB, stderr_bytes=48 * MIB),
     "stopped_reader": structs.replace(refusing(0, longest_ms=400), stderr_bytes=24 * MIB),

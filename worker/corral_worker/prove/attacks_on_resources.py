@@ -148,6 +148,12 @@ RESOURCES = (
         neighbour=True,
     ),
     Attack(
+        name="disk_in_sum",
+        expected="disk_exceeded: all places it may write to count together",
+        job=lambda scene: python("tmpfs_bomb", limits=scene.limits(disk_bytes=_DISK)),
+        judge=ends(Outcome.DISK_EXCEEDED),
+    ),
+    Attack(
         name="inode_fill",
         expected="killed at a limit: its files are in its own memory, not on a disk of the host",
         job=lambda scene: python(
