@@ -26,7 +26,7 @@ def look_at_limits(settings: Settings) -> Iterator[Finding]:
     remedy = _AS_A_SERVICE if settings.cgroup_parent == DELEGATED else _PARENT
     try:
         host = CgroupHost.of_this_host(settings.cgroup_parent)
-    except CgroupError as error:
+    except (CgroupError, OSError) as error:
         yield fail("cgroups.version", str(error), _HIERARCHY)
         return
     yield ok("cgroups.version", f"version {host.version}")
@@ -48,12 +48,12 @@ def _tried(host: CgroupHost, remedy: str) -> Iterator[Finding]:
         yield ok("cgroups.parent", f"{host.parent} takes cgroups")
         yield from limits(held, has_swap=_has_swap())
         yield counters(cgroup.counters())
-    except CgroupError as error:
+    except (CgroupError, OSError) as error:
         yield fail("cgroups.limits", str(error), remedy)
     finally:
         try:
             cgroup.remove()
-        except CgroupError as error:
+        except (CgroupError, OSError) as error:
             yield fail("cgroups.removal", str(error), remedy)
 
 
