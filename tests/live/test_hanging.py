@@ -111,9 +111,9 @@ def _stop_runsc(sandbox: Sandbox) -> None:
 
 
 async def test_a_sentry_that_is_stopped_dies_as_any_other(
-    sandboxes: ColdStart, runsc: Runsc, cgroups: CgroupHost, rootfs: Path
+    cold: ColdStart, runsc: Runsc, cgroups: CgroupHost, rootfs: Path
 ) -> None:
-    report = await _cancelled(sandboxes, runsc, cgroups, rootfs, _stop_all_of_it)
+    report = await _cancelled(cold, runsc, cgroups, rootfs, _stop_all_of_it)
 
     assert report.termination is not None
     assert report.termination.steps == USUAL
@@ -121,9 +121,9 @@ async def test_a_sentry_that_is_stopped_dies_as_any_other(
 
 
 async def test_a_runsc_run_that_is_stopped_is_killed_after_its_sandbox(
-    sandboxes: ColdStart, runsc: Runsc, cgroups: CgroupHost, rootfs: Path
+    cold: ColdStart, runsc: Runsc, cgroups: CgroupHost, rootfs: Path
 ) -> None:
-    report = await _cancelled(sandboxes, runsc, cgroups, rootfs, _stop_runsc)
+    report = await _cancelled(cold, runsc, cgroups, rootfs, _stop_runsc)
 
     assert report.termination is not None
     assert report.termination.steps == WITH_PROCESS_KILL
@@ -131,13 +131,13 @@ async def test_a_runsc_run_that_is_stopped_is_killed_after_its_sandbox(
 
 
 async def test_a_sandbox_of_which_all_is_stopped_dies(
-    sandboxes: ColdStart, runsc: Runsc, cgroups: CgroupHost, rootfs: Path
+    cold: ColdStart, runsc: Runsc, cgroups: CgroupHost, rootfs: Path
 ) -> None:
     def stop(sandbox: Sandbox) -> None:
         _stop_runsc(sandbox)
         _stop_all_of_it(sandbox)
 
-    report = await _cancelled(sandboxes, runsc, cgroups, rootfs, stop)
+    report = await _cancelled(cold, runsc, cgroups, rootfs, stop)
 
     assert report.termination is not None
     assert report.termination.steps == WITH_PROCESS_KILL
@@ -181,7 +181,7 @@ exec {runsc.binary} "$@"
 
 
 async def test_a_sandbox_that_is_frozen_dies(
-    sandboxes: ColdStart, runsc: Runsc, cgroups: CgroupHost, rootfs: Path
+    cold: ColdStart, runsc: Runsc, cgroups: CgroupHost, rootfs: Path
 ) -> None:
     freezer = Path("/sys/fs/cgroup/freezer")
     if cgroups.version != 1:
@@ -192,7 +192,7 @@ async def test_a_sandbox_that_is_frozen_dies(
         states.append(freezer / sandbox.cgroup.runsc_path.lstrip("/") / "freezer.state")
         states[0].write_text("FROZEN")
 
-    report = await _cancelled(sandboxes, runsc, cgroups, rootfs, freeze)
+    report = await _cancelled(cold, runsc, cgroups, rootfs, freeze)
 
     assert report.termination is not None
     assert report.termination.latency_s < DEAD_WITHIN_S

@@ -83,12 +83,12 @@ async def test_a_sandbox_that_does_not_start_within_its_budget_is_a_fault(
 
 
 async def test_an_image_that_is_damaged_is_a_fault_before_the_program_begins(
-    sandboxes: ColdStart, directory: Path
+    cold: ColdStart, directory: Path
 ) -> None:
     damaged = directory / "damaged.erofs"
     damaged.write_bytes(bytes(1024**2))
 
-    ending = await ending_of(sandboxes, damaged)
+    ending = await ending_of(cold, damaged)
     damaged.unlink()
 
     assert isinstance(ending, ErrSandboxCreationFailed)
@@ -222,12 +222,12 @@ def few_descriptors(left: int) -> Iterator[None]:
 
 @pytest.mark.parametrize("left", range(1, 22))
 async def test_file_descriptors_may_be_used_up_at_any_moment(
-    sandboxes: ColdStart, rootfs: Path, left: int
+    cold: ColdStart, rootfs: Path, left: int
 ) -> None:
     await anyio.to_thread.run_sync(lambda: None)  # the thread pool is there already
 
     with few_descriptors(left):
-        ending = await ending_of(sandboxes, rootfs, Job(argv=("echo", "hello"), stdin=b"x"))
+        ending = await ending_of(cold, rootfs, Job(argv=("echo", "hello"), stdin=b"x"))
 
     assert_told_truly(ending)
 
