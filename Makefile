@@ -9,16 +9,19 @@ PYTEST_ARGS ?= -n 4
 # The checkers' own work is on these.
 CODE := schemas worker tests tools
 
-.PHONY: help setup setup-test run test test-unit soak bench-queue bench-kill lint types layers check format lock build clean
+.PHONY: help setup setup-test setup-v2 run test test-unit test-v2 soak bench-queue bench-kill lint types layers check format lock build clean
 
 help: ## Show this help
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-11s  %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-11s  %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: ## Set this machine up: Debian packages, gVisor, .venv (as root)
 	@tools/setup
 
 setup-test:
 	@tools/setup --test
+
+setup-v2:
+	@tools/setup --v2
 
 run: setup ## Show corral at work: the demo, on this machine
 	@$(BIN)/corral demo
@@ -28,6 +31,9 @@ test: setup-test ## Run all tests (PYTEST_ARGS: other options for pytest)
 
 test-unit: setup-test ## Run the tests that need nothing of the host
 	$(BIN)/pytest tests/unit $(PYTEST_ARGS)
+
+test-v2: setup-v2 ## Run the sandbox tests on cgroup version 2, in a virtual machine
+	@tools/test-v2
 
 soak: setup-test ## Run thousands of jobs while runsc and workers get killed (SOAK_ARGS: options)
 	PYTHONPATH=tests $(BIN)/python -m soak $(SOAK_ARGS)

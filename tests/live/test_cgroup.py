@@ -86,7 +86,7 @@ def test_real_memory_is_limited_in_whole_pages(real: SandboxCgroup) -> None:
 
 
 def test_a_real_limit_the_kernel_refuses_is_told(real: SandboxCgroup) -> None:
-    with pytest.raises(CgroupError, match="does not take '5'"):
+    with pytest.raises(CgroupError, match="does not take '5"):
         real.create(replace(LIMITS, cpus=0.00005))
 
 

@@ -17,6 +17,8 @@ from corral_worker.sandbox.stop import Stop
 pytestmark = pytest.mark.live
 
 MIB = 1024**2
+# Version 2 may go over a limit for a moment: a page, as a rule (cgroup-v2.rst, "memory.max").
+KERNEL_SLACK = MIB
 DONE = Ending(outcome=Outcome.EXITED, exit_code=0)
 
 
@@ -106,7 +108,7 @@ async def test_a_program_that_takes_too_much_memory_is_out_of_memory(
     assert report.ending.outcome == Outcome.OUT_OF_MEMORY
     assert report.stdout.data == b"begun\n"
     assert report.counters.oom_kills > 0
-    assert report.counters.peak_memory_bytes <= limits.memory_bytes
+    assert report.counters.peak_memory_bytes <= limits.memory_bytes + KERNEL_SLACK
     assert report.termination is None
 
 
@@ -117,7 +119,7 @@ async def test_files_in_memory_count_as_memory(sandboxes: Sandboxes, rootfs: Pat
 
     assert isinstance(report.ending, Ending)
     assert report.ending.outcome == Outcome.OUT_OF_MEMORY
-    assert report.counters.peak_memory_bytes <= limits.memory_bytes
+    assert report.counters.peak_memory_bytes <= limits.memory_bytes + KERNEL_SLACK
 
 
 async def test_too_little_memory_to_boot_is_the_limits_doing(cold: ColdStart, rootfs: Path) -> None:
@@ -157,12 +159,12 @@ async def test_as_many_processes_as_the_limit_says_may_run(
 
 @pytest.mark.parametrize("pids", [8, 20])
 async def test_as_many_python_processes_as_the_limit_says_may_run(
-    sandboxes: Sandboxes, python_rootfs: Path, pids: int
+    sandboxes: Sandboxes, python_rootfs: Path, slowness: float, pids: int
 ) -> None:
     limits = EffectiveLimits(wall_s=40, pids=pids, memory_bytes=512 * MIB)
     script = f"""
 import subprocess
-children = [subprocess.Popen(["sleep", "2"]) for _ in range({pids - 1})]
+children = [subprocess.Popen(["sleep", "{2 * slowness}"]) for _ in range({pids - 1})]
 print(sum(child.poll() is None for child in children), flush=True)
 print(sum(child.wait() for child in children))
 """

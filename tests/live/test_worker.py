@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import secrets
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import textwrap
-from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import anyio
@@ -42,6 +43,8 @@ from corral import (
     keys,
 )
 from corral_worker.sandbox.cgroup import pids_below, remove_below, signal_all
+from corral_worker.sandbox.cgroup_host import CgroupHost
+from corral_worker.sandbox.cgroup_v1 import NEEDED
 from corral_worker.sandbox.runsc import find
 from corral_worker.settings import Secret, Settings
 
@@ -83,13 +86,14 @@ def state_dir() -> Iterator[Path]:
 def base_image_dir() -> Path:
     """The host's own images; ``base`` is built if it is not among them."""
     images = Settings(redis_url=Secret("")).images
-    subprocess.run([sys.executable, "-m", "corral_worker", "images", "build", "base"], check=True)
+    build = [sys.executable, "-m", "corral_worker", "images", "build", "--missing", "base"]
+    subprocess.run(build, check=True)
     return images
 
 
 @pytest.fixture
-def environ(redis_url: str, state_dir: Path, base_image_dir: Path) -> dict[str, str]:
-    return {
+def environ(redis_url: str, state_dir: Path, base_image_dir: Path) -> Iterator[dict[str, str]]:
+    environ = {
         "PATH": os.environ["PATH"],
         "CORRAL_REDIS_URL": redis_url,
         "CORRAL_STATE_DIR": str(state_dir),
@@ -98,14 +102,20 @@ def environ(redis_url: str, state_dir: Path, base_image_dir: Path) -> dict[str, 
         "CORRAL_LOG_FORMAT": "json",
         "SECRET_OF_THE_HOST": "do-not-leak",
     }
+    yield environ
+    with suppress(FileNotFoundError):
+        _unified_parent(environ).rmdir()
 
 
 @asynccontextmanager
-async def started_worker(environ: Mapping[str, str]) -> AsyncIterator[RunningWorker]:
+async def started_worker(
+    environ: Mapping[str, str], *, by: Sequence[str] = ()
+) -> AsyncIterator[RunningWorker]:
+    """Start a worker, by another program if one is given."""
     log = Path(environ["CORRAL_STATE_DIR"]) / "worker.log"
     with log.open("wb") as stream:
         process = subprocess.Popen(  # noqa: ASYNC220 - its end is waited for in a thread
-            [sys.executable, "-m", "corral_worker", "worker"], env=environ, stderr=stream
+            [*by, sys.executable, "-m", "corral_worker", "worker"], env=environ, stderr=stream
         )
     worker = RunningWorker(process, log)
     try:
@@ -142,7 +152,18 @@ def _programs(state_dir: Path) -> list[Path]:
 
 
 def _cgroups(environ: Mapping[str, str]) -> list[Path]:
-    return list(Path("/sys/fs/cgroup").glob(f"*/{environ['CORRAL_CGROUP_PARENT'].lstrip('/')}"))
+    """Return the cgroups that are there for sandboxes."""
+    parent = environ["CORRAL_CGROUP_PARENT"].lstrip("/")
+    return [
+        # Version 1 has a parent in each hierarchy.
+        *Path("/sys/fs/cgroup").glob(f"*/{parent}"),
+        # The parent in version 2 serves other workers, too, and stays.
+        *(path for path in _unified_parent(environ).glob("*") if path.is_dir()),
+    ]
+
+
+def _unified_parent(environ: Mapping[str, str]) -> Path:
+    return Path("/sys/fs/cgroup", environ["CORRAL_CGROUP_PARENT"].lstrip("/"))
 
 
 def _mentions(text: str) -> list[str]:
@@ -452,7 +473,48 @@ def _directories(state_dir: Path) -> list[Path]:
 
 
 def _cgroups_of(mark: str, environ: Mapping[str, str]) -> list[Path]:
-    return [path for parent in _cgroups(environ) for path in parent.glob(f"corral-{mark}*")]
+    parent = environ["CORRAL_CGROUP_PARENT"].lstrip("/")
+    places = Path("/sys/fs/cgroup")
+    return [*places.glob(f"*/{parent}/corral-{mark}*"), *places.glob(f"{parent}/corral-{mark}*")]
+
+
+@pytest.fixture
+def delegated() -> Iterator[list[Path]]:
+    """A cgroup of this test's own, as systemd's Delegate= gives a service: in each hierarchy."""
+    host = CgroupHost.of_this_host(f"/corral-test-{os.getpid()}-{secrets.token_hex(4)}")
+    host.prepare()
+    mounts = {host._hierarchies[name] for name in NEEDED} if host.version == 1 else set()
+    if host._unified and not mounts:
+        mounts.add(host._unified)
+    parents = [mount / host.parent.lstrip("/") for mount in mounts]
+    services = [parent / "service" for parent in parents]
+    for service in services:
+        service.mkdir(parents=True)
+    yield services
+    for parent in parents:
+        remove_below(parent)
+
+
+async def test_a_worker_in_a_delegated_cgroup_keeps_to_it(
+    environ: dict[str, str], client: Client, delegated: list[Path]
+) -> None:
+    join = "".join(f"echo $$ >{service}/cgroup.procs; " for service in delegated)
+    environ["CORRAL_CGROUP_PARENT"] = "delegated"
+    async with started_worker(environ, by=("sh", "-c", f'{join} exec "$@"', "sh")) as worker:
+        job = await client.submit(SLEEPER)
+        await _started(environ)
+        held = {pid for service in delegated for pid in pids_below(service / "jobs")}
+        assert await job.cancel(timeout=30)
+        result = await (await client.submit(HELLO)).result(timeout=30)
+
+        assert await worker.stopped() == 0
+
+    assert len(held) > 1
+    assert worker.process.pid not in held
+    assert result.host_limits is not None
+    assert result.limits is not None
+    assert result.host_limits.memory_bytes == result.limits.memory_bytes
+    assert [path for service in delegated for path in service.glob("jobs/*/")] == []
 
 
 async def test_a_host_without_images_is_told_how_to_make_them(
