@@ -1,14 +1,12 @@
 """What the version 2 machine runs, and what it leaves out: a pytest plugin for it alone.
 
-What is left out of a file that is run is skipped with its reason, so that the report
-of each run lists it.
+What is left out of a test that is run is skipped with its reason, so that the report of
+each run lists it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from pathlib import Path
-from types import MappingProxyType
+from collections.abc import Iterable
 from typing import Final
 
 import pytest
@@ -16,19 +14,32 @@ import pytest
 RUN: Final = (
     # What depends on the version of the cgroups. The rest says the same on every host, and
     # emulated it would take an hour.
-    "tests/live/test_cgroup.py",
-    "tests/live/test_endings.py",
-    "tests/live/test_limits.py",
-    "tests/live/test_on_the_host.py",
-    "tests/live/test_reaper.py",
-    "tests/live/test_stopping.py",
-    "tests/live/test_warm.py",
     "tests/unit/test_cgroup.py",
     "tests/unit/test_process.py",
+    "tests/live/test_cgroup.py",
+    "tests/live/test_endings.py::test_a_program_says_hello",
+    "tests/live/test_endings.py::test_an_exit_code_is_the_programs_own_even_if_it_looks_like_a_signal",
+    "tests/live/test_endings.py::test_a_program_that_a_signal_of_its_own_ends_was_signalled",
+    "tests/live/test_endings.py::test_usage_and_times_are_what_the_kernel_counted",
+    "tests/live/test_endings.py::test_what_a_program_left_running_dies_with_it",
+    "tests/live/test_limits.py::test_the_host_is_told_the_limits_and_asked_for_them_again",
+    "tests/live/test_limits.py::test_a_program_sees_its_own_memory_and_processors",
+    "tests/live/test_limits.py::test_a_program_that_runs_too_long_is_killed_and_its_output_kept",
+    "tests/live/test_limits.py::test_a_program_that_ignores_signals_is_killed_all_the_same",
+    "tests/live/test_limits.py::test_processor_time_is_limited_apart_from_wall_time",
+    "tests/live/test_limits.py::test_files_in_memory_count_as_memory",
+    "tests/live/test_limits.py::test_too_little_memory_to_boot_is_the_limits_doing",
+    "tests/live/test_limits.py::test_a_fork_bomb_hits_the_limit_of_processes",
+    "tests/live/test_limits.py::test_as_many_processes_as_the_limit_says_may_run",
+    "tests/live/test_limits.py::test_what_all_writable_directories_hold_together_is_limited",
+    "tests/live/test_stopping.py::test_a_running_program_is_cancelled_and_certified_dead",
+    "tests/live/test_stopping.py::test_a_sandbox_that_is_being_started_can_be_cancelled_at_any_moment",
+    "tests/live/test_on_the_host.py::test_no_process_of_a_sandbox_is_root_on_the_host_or_has_a_capability",
+    "tests/live/test_reaper.py::test_a_version_2_cgroup_is_killed_as_a_whole_and_removed",
+    "tests/live/test_warm.py::test_limits_are_the_jobs_own_and_read_back",
+    "tests/live/test_warm.py::test_what_was_used_before_the_job_came_is_not_the_jobs",
+    "tests/live/test_warm.py::test_a_pool_gives_each_job_a_sandbox_of_its_own_and_makes_another",
 )
-
-LEFT_OUT: Final[Mapping[str, str]] = MappingProxyType({})
-"""Node ids, or how they begin, and why: for version 2 or for emulation, never for being red."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -38,13 +49,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for beginning, reason in LEFT_OUT.items():
-        found = [item for item in items if item.nodeid.startswith(beginning)]
-        if not found and _is_to_be_there(beginning, items):
-            raise pytest.UsageError(f"there is no {beginning}: mend LEFT_OUT in {__file__}")
-        for item in found:
-            item.add_marker(pytest.mark.skip(reason=reason))
-    _skip_cases_between(item for item in items if not item.get_closest_marker("skip"))
+    _skip_cases_between(items)
 
 
 def _skip_cases_between(items: Iterable[pytest.Item]) -> None:
@@ -59,8 +64,3 @@ def _skip_cases_between(items: Iterable[pytest.Item]) -> None:
         reason = f"one of {len(cases)} cases: under emulation only the first and the last are run"
         for item in cases[1:-1]:
             item.add_marker(pytest.mark.skip(reason=reason))
-
-
-def _is_to_be_there(beginning: str, items: list[pytest.Item]) -> bool:
-    file = beginning.partition("::")[0]
-    return not Path(file).exists() or any(item.nodeid.startswith(file) for item in items)
