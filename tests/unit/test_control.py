@@ -119,8 +119,14 @@ async def test_a_refusal_is_told_in_the_sandboxs_own_words(sentry: Sentry) -> No
 
 @pytest.mark.parametrize(
     "answers",
-    [[b'{"success":1}'], [b'["a"]}'], [b'{"a":"' + b"x" * 70_000, b'"}']],
-    ids=["wrong type", "no JSON for ever", "without a bound"],
+    [
+        [b'{"success":1}'],
+        [b'["a"]}'],
+        [b'{"a":"' + b"x" * 70_000, b'"}'],
+        [b'{"success":false,"err":"\xff"}'],
+        [b'{"success":true,"a":' + b'{"a":' * 5000 + b"1" + b"}" * 5001],
+    ],
+    ids=["wrong type", "no JSON for ever", "without a bound", "no text", "without a bottom"],
 )
 async def test_nonsense_is_an_error(
     sentry: Sentry, answers: list[bytes], monkeypatch: pytest.MonkeyPatch
@@ -132,11 +138,32 @@ async def test_nonsense_is_an_error(
         await sentry.control.create("job", within_s=SOON_S)
 
 
-async def test_a_status_that_is_none_is_an_error(sentry: Sentry) -> None:
-    sentry.answers = [b'{"success":true,"err":"","result":"done"}']
+NO_NUMBERS = [b'"done"', b"null", b"-1", b"1.5", b'"\xff"', b"[" * 5000 + b"]" * 5000]
 
-    with pytest.raises(ControlError, match="no status"):
+
+@pytest.mark.parametrize("result", [*NO_NUMBERS, b"65536", b"9" * 400])
+async def test_a_status_that_is_none_is_an_error(sentry: Sentry, result: bytes) -> None:
+    sentry.answers = [b'{"success":true,"err":"","result":' + result + b"}"]
+
+    with pytest.raises(ControlError):
         await sentry.control.wait("job", within_s=SOON_S)
+
+
+async def test_a_sandbox_says_what_its_files_take(sentry: Sentry) -> None:
+    sentry.answers = [b'{"success":true,"err":"","result":{"Total":130000,"Tmpfs":123456}}']
+
+    assert await sentry.control.file_bytes(within_s=SOON_S) == 123456
+    assert sentry.asked == {"method": "Usage.Collect", "arg": {"Full": True}}
+
+
+@pytest.mark.parametrize("result", [*NO_NUMBERS, b'{"Total":1}', b'{"Tmpfs":"1"}', b'{"Tmpfs":-1}'])
+async def test_an_answer_without_a_number_of_bytes_is_an_error(
+    sentry: Sentry, result: bytes
+) -> None:
+    sentry.answers = [b'{"success":true,"err":"","result":' + result + b"}"]
+
+    with pytest.raises(ControlError):
+        await sentry.control.file_bytes(within_s=SOON_S)
 
 
 async def test_a_sandbox_that_ends_before_it_has_answered_is_lost(sentry: Sentry) -> None:

@@ -1,4 +1,4 @@
-"""What a sandbox's files take together: asked of its sentry, and the end of it."""
+"""What a sandbox's files take together, and the end of it."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import pytest
 
 from corral_worker.sandbox import disk
 from corral_worker.sandbox.cgroup import Counters
+from corral_worker.sandbox.control import ControlSocket
 from corral_worker.sandbox.disk import SLACK_BYTES, DiskWatch
-from corral_worker.sandbox.sentry import SentryError, file_bytes
 from corral_worker.sandbox.stop import Stop
 
 MIB = 1024**2
@@ -57,51 +57,6 @@ def socket(tmp_path: Path) -> Path:
     return tmp_path / "s"
 
 
-async def test_a_sentry_says_what_its_files_take(socket: Path) -> None:
-    sentry = Sentry()
-    sentry.answer = usage(123456)
-
-    async with sentry.listening(socket):
-        assert await file_bytes(socket, within_s=SOON_S) == 123456
-
-    assert sentry.asked == [{"method": "Usage.Collect", "arg": {"Full": True}}]
-
-
-@pytest.mark.parametrize(
-    ("answer", "words"),
-    [
-        (b'{"success": false, "err": "unknown method", "result": null}', "unknown method"),
-        (b'{"success": true, "err": "", "result": {"Total": 1}}', "missing required field"),
-        (b'{"success": true, "err": "", "result": {"Tmpfs": "1"}}', "Expected `int`"),
-        (b'{"success": true, "err": "", "result": null}', "no result"),
-        (b" " * 100_000, "more than 65536 bytes"),
-    ],
-)
-async def test_an_answer_of_another_kind_is_told_from_none(
-    socket: Path, answer: bytes, words: str
-) -> None:
-    sentry = Sentry()
-    sentry.answer = answer
-
-    async with sentry.listening(socket):
-        with pytest.raises(SentryError, match=words):
-            await file_bytes(socket, within_s=SOON_S)
-
-
-async def test_nobody_there_is_no_answer(socket: Path) -> None:
-    assert await file_bytes(socket, within_s=SOON_S) is None
-
-
-async def test_a_sentry_that_hangs_up_or_hangs_is_no_answer(socket: Path) -> None:
-    sentry = Sentry()
-    sentry.answer = b""
-    async with sentry.listening(socket):
-        assert await file_bytes(socket, within_s=SOON_S) is None
-
-    async with await anyio.create_unix_listener(socket.with_name("hangs")):
-        assert await file_bytes(socket.with_name("hangs"), within_s=0.05) is None
-
-
 class Sandbox:
     """One with so much memory, of which so much is files; it tells when somebody looked."""
 
@@ -126,7 +81,7 @@ def _often(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def watch_of(sandbox: Sandbox, socket: Path) -> DiskWatch:
-    return DiskWatch(most=10 * MIB, counters=sandbox.counters, socket=socket)
+    return DiskWatch(most=10 * MIB, counters=sandbox.counters, control=ControlSocket(socket))
 
 
 async def test_too_many_files_are_the_end(socket: Path) -> None:
@@ -178,3 +133,30 @@ async def test_a_sandbox_whose_files_cannot_be_counted_is_ended_as_our_fault(soc
             await watch_of(Sandbox(50 * MIB), socket).watch(stop)
 
     assert stop.cause == "unenforceable"
+
+
+async def test_a_sandbox_that_does_not_answer_is_asked_again(
+    socket: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(disk, "_ANSWER_WITHIN_S", 0.01)
+    sandbox, stop = Sandbox(50 * MIB), Stop()
+
+    async def looked(times: int) -> None:
+        until = sandbox.looks + times
+        with anyio.fail_after(SOON_S):
+            while sandbox.looks < until:
+                await anyio.sleep(0.001)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(watch_of(sandbox, socket).watch, stop)
+        await looked(2)  # nobody listens
+        async with await anyio.create_unix_listener(socket):
+            await looked(2)  # nobody answers
+        await anyio.Path(socket).unlink(missing_ok=True)
+        sentry = Sentry()
+        sentry.answer = b""
+        async with sentry.listening(socket):
+            await looked(2)  # it hangs up
+        tasks.cancel_scope.cancel()
+
+    assert stop.cause is None

@@ -1,19 +1,22 @@
-"""The control socket of a running sandbox: programs are started without a process for it.
+"""The control socket of a running sandbox: what runsc asks of it, without a process for it.
 
 It is gVisor's own interface between ``runsc`` and the sentry, and internal: what is sent
-here is what ``runsc start`` and ``runsc wait`` of a container in a pod send. Whoever uses
-it must have seen it work with the installed runsc. The socket lies in runsc's state
-directory on the host; nothing in the guest can reach it.
+here is what ``runsc usage``, and ``runsc start`` and ``runsc wait`` of a container in a
+pod, send. Whoever starts programs with it must have seen it work with the installed
+runsc. The socket lies in runsc's state directory on the host; nothing in the guest can
+reach it. Who answers may have been taken over by a guest: any answer must do no harm.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Annotated, TypeVar
 
 import anyio
 import anyio.abc
 import msgspec
+from msgspec import Meta
 
 _MOST_BYTES = 64 * 1024
 """Longest reply: errors quote the job's strings, all else is short."""
@@ -81,9 +84,20 @@ class _Start(msgspec.Struct, frozen=True, kw_only=True, rename="pascal"):
     gofer_mount_confs: tuple[_MountConf, ...] = (_MountConf(),)
 
 
+class _Collect(msgspec.Struct, frozen=True, kw_only=True, rename="pascal"):
+    full: bool = True
+
+
+_Argument = _Create | _Start | _Collect | str
+
+
 class _Request(msgspec.Struct, frozen=True, kw_only=True):
     method: str
-    arg: _Create | _Start | str
+    arg: _Argument
+
+
+class _Usage(msgspec.Struct, rename="pascal"):
+    tmpfs: Annotated[int, Meta(ge=0)]
 
 
 class _Reply(msgspec.Struct):
@@ -92,12 +106,17 @@ class _Reply(msgspec.Struct):
     result: msgspec.Raw = msgspec.Raw(b"null")
 
 
+_Result = TypeVar("_Result")
 _REPLY = msgspec.json.Decoder(_Reply)
+_WAIT_STATUS: msgspec.json.Decoder[int] = msgspec.json.Decoder(
+    Annotated[int, Meta(ge=0, le=0xFFFF)]
+)
+_USAGE = msgspec.json.Decoder(_Usage)
 _ENCODER = msgspec.json.Encoder()
 
 
 class ControlSocket:
-    """Starts containers in a sandbox that runs.
+    """Starts containers in a sandbox that runs, and asks how they are.
 
     Every call opens a connection of its own, so that one which was given up
     cannot be taken for the next one's answer.
@@ -117,7 +136,9 @@ class ControlSocket:
             ControlLostError: nobody answers.
             TimeoutError: there was no answer in time.
         """
-        await self._call("CreateSubcontainer", _Create(CID=container), within_s=within_s)
+        await self._call(
+            "containerManager.CreateSubcontainer", _Create(CID=container), within_s=within_s
+        )
 
     async def start(
         self,
@@ -145,7 +166,7 @@ class ControlSocket:
             TimeoutError: there was no answer in time.
         """
         await self._call(
-            "StartSubcontainer",
+            "containerManager.StartSubcontainer",
             _Start(spec=config, cid=container),
             files=(streams.stdin, streams.stdout, streams.stderr, rootfs),
             within_s=within_s,
@@ -159,11 +180,9 @@ class ControlSocket:
             ControlLostError: the sandbox ended first.
             TimeoutError: it has not ended in time.
         """
-        reply = await self._call("Wait", container, within_s=within_s)
-        try:
-            return msgspec.json.decode(reply.result, type=int)
-        except msgspec.DecodeError as error:
-            raise ControlError("Wait", f"no status: {error}") from error
+        method = "containerManager.Wait"
+        reply = await self._call(method, container, within_s=within_s)
+        return _result(reply, _WAIT_STATUS, method)
 
     async def destroy(self, container: str, *, within_s: float) -> None:
         """End a container and forget it, its file systems included.
@@ -173,17 +192,33 @@ class ControlSocket:
             ControlLostError: nobody answers.
             TimeoutError: there was no answer in time.
         """
-        await self._call("DestroySubcontainer", container, within_s=within_s)
+        await self._call("containerManager.DestroySubcontainer", container, within_s=within_s)
+
+    async def file_bytes(self, *, within_s: float) -> int:
+        """Return how many bytes of files the sandbox's memory holds.
+
+        It is what ``runsc usage --full`` prints: the pages of all tmpfs mounts
+        together, exact at the moment of the answer.
+
+        Raises:
+            ControlError: this runsc does not know the question.
+            ControlLostError: nobody answers.
+            TimeoutError: there was no answer in time.
+        """
+        method = "Usage.Collect"
+        return _result(
+            await self._call(method, _Collect(), within_s=within_s), _USAGE, method
+        ).tmpfs
 
     async def _call(
         self,
         method: str,
-        arg: _Create | _Start | str,
+        arg: _Argument,
         *,
         within_s: float,
         files: Sequence[int] = (),
     ) -> _Reply:
-        request = _ENCODER.encode(_Request(method=f"containerManager.{method}", arg=arg))
+        request = _ENCODER.encode(_Request(method=method, arg=arg))
         try:
             with anyio.fail_after(within_s):
                 async with await self._connected(method) as stream:
@@ -219,12 +254,28 @@ async def _receive(stream: anyio.abc.UNIXSocketStream, method: str) -> _Reply:
     while True:
         answer += await stream.receive(_WANT)
         # There is no mark at a reply's end but that of JSON itself.
-        if answer.endswith((b"}", b"}\n")):
-            try:
-                return _REPLY.decode(answer)
-            except msgspec.ValidationError as error:
-                raise ControlError(method, f"not a reply: {error}") from error
-            except msgspec.DecodeError:
-                pass  # a brace in the midst of it
+        if answer.endswith((b"}", b"}\n")) and (reply := _reply(answer, method)):
+            return reply
         if len(answer) > _MOST_BYTES:
             raise ControlError(method, f"a reply of more than {_MOST_BYTES} bytes")
+
+
+def _reply(answer: bytes | bytearray, method: str) -> _Reply | None:
+    """Return what was answered; None if that was only a part of it.
+
+    Raises:
+        ControlError: it is no reply.
+    """
+    try:
+        return _REPLY.decode(answer)
+    except (msgspec.ValidationError, UnicodeDecodeError, RecursionError) as error:
+        raise ControlError(method, f"not a reply: {error}") from error
+    except msgspec.DecodeError:
+        return None  # a brace in the midst of it
+
+
+def _result(reply: _Reply, decoder: msgspec.json.Decoder[_Result], method: str) -> _Result:
+    try:
+        return decoder.decode(reply.result)
+    except (ValueError, RecursionError) as error:
+        raise ControlError(method, f"not a result: {error}") from error

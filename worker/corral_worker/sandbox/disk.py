@@ -8,14 +8,13 @@ that would bound their sum. So it is watched, see
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import anyio
 import anyio.to_thread
 import structlog
 
 from corral_worker.sandbox.cgroup import Counters
-from corral_worker.sandbox.sentry import SentryError, file_bytes
+from corral_worker.sandbox.control import ControlError, ControlLostError, ControlSocket
 from corral_worker.sandbox.stop import Stop
 
 SLACK_BYTES = 1024 * 1024
@@ -23,6 +22,8 @@ SLACK_BYTES = 1024 * 1024
 
 _LOOK_S = 0.2
 _ANSWER_WITHIN_S = 2.0
+_SAID = 200
+"""Characters of a sandbox's words that go into the log."""
 
 
 class DiskWatch:
@@ -31,13 +32,15 @@ class DiskWatch:
     Args:
         most: bytes they may hold together.
         counters: the cgroup's counters; blocks for about a millisecond.
-        socket: the sentry's control socket.
+        control: asks the sandbox.
     """
 
-    def __init__(self, *, most: int, counters: Callable[[], Counters], socket: Path) -> None:
+    def __init__(
+        self, *, most: int, counters: Callable[[], Counters], control: ControlSocket
+    ) -> None:
         self._most = most + SLACK_BYTES
         self._counters = counters
-        self._socket = socket
+        self._control = control
         self._log = structlog.get_logger()
 
     async def watch(self, stop: Stop) -> None:
@@ -49,11 +52,13 @@ class DiskWatch:
             if counters.memory_bytes <= self._most:
                 continue
             try:
-                held = await file_bytes(self._socket, within_s=_ANSWER_WITHIN_S)
-            except SentryError as error:
-                self._log.error("sandbox.disk_unknown", socket=str(self._socket), detail=str(error))
+                held = await self._control.file_bytes(within_s=_ANSWER_WITHIN_S)
+            except (ControlLostError, TimeoutError):
+                continue  # it has ended, or is not there yet, or takes too long
+            except ControlError as error:
+                self._log.error("sandbox.disk_unknown", detail=str(error)[:_SAID])
                 stop.request("unenforceable")
                 return
-            if held is not None and held > self._most:
+            if held > self._most:
                 stop.request("disk_exceeded")
                 return

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import anyio
 import anyio.to_thread
 
 from corral import EffectiveLimits
 from corral_worker.sandbox.cgroup import Counters
+from corral_worker.sandbox.control import ControlSocket
 from corral_worker.sandbox.disk import DiskWatch
 from corral_worker.sandbox.stop import Stop
 
@@ -17,19 +17,19 @@ _CPU_LOOK_S = 0.02
 
 
 async def enforce(
-    limits: EffectiveLimits, counters: Callable[[], Counters], socket: Path, stop: Stop
+    limits: EffectiveLimits, counters: Callable[[], Counters], control: ControlSocket, stop: Stop
 ) -> None:
     """Ask for the end of a program that runs when it reaches a limit only corral enforces.
 
     Args:
         limits: the job's.
         counters: what the program used so far; blocks for about a millisecond.
-        socket: the sandbox's control socket.
+        control: the sandbox's control socket.
         stop: where the end is asked for.
     """
     async with anyio.create_task_group() as watchers:
         watchers.start_soon(_watch_cpu, limits, counters, stop)
-        disk = DiskWatch(most=limits.disk_bytes, counters=counters, socket=socket)
+        disk = DiskWatch(most=limits.disk_bytes, counters=counters, control=control)
         watchers.start_soon(disk.watch, stop)
         await anyio.sleep(limits.wall_s)
         stop.request("wall_timeout")

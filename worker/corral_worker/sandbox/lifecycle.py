@@ -27,6 +27,7 @@ from corral_worker.process.child import ChildProcess
 from corral_worker.process.output import BoundedOutput, Captured, Pipe, drain, supply
 from corral_worker.sandbox.cgroup import CgroupError, Counters
 from corral_worker.sandbox.cgroup_host import CgroupHost
+from corral_worker.sandbox.control import ControlSocket
 from corral_worker.sandbox.enforce import enforce
 from corral_worker.sandbox.flood import OutputMeter
 from corral_worker.sandbox.holdings import Holdings
@@ -222,7 +223,8 @@ class ColdStart:
         if life.running is None:
             stop.request("start_timeout")
             return
-        await enforce(limits, place.counters, self._runsc.control_socket(place.id), stop)
+        control = ControlSocket(self._runsc.control_socket(place.id))
+        await enforce(limits, place.counters, control, stop)
 
 
 def report(

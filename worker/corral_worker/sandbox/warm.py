@@ -66,8 +66,7 @@ class WarmStart:
         self._place = place
         self._child = child
         self._start_timeout_s = start_timeout_s
-        self._socket = runsc.control_socket(place.id)
-        self._control = ControlSocket(self._socket)
+        self._control = ControlSocket(runsc.control_socket(place.id))
         self._wait_status: int | None = None
         self._trouble: tuple[str, ...] = ()
         self._absent = False
@@ -130,7 +129,7 @@ class WarmStart:
                         if life.running is not None:
                             if ends.stdin:
                                 tasks.start_soon(supply_and_close, ends.stdin, job.stdin)
-                            tasks.start_soon(enforce, limits, counters, self._socket, stop)
+                            tasks.start_soon(enforce, limits, counters, self._control, stop)
                             await self._wait(limits, life)
                         tasks.cancel_scope.cancel()
                 finally:
