@@ -97,12 +97,12 @@ def executor(
     )
 
 
-def attempt(job: Job = JOB, enqueued_at: dt.datetime | None = None) -> Attempt:
+def attempt(job: Job = JOB, enqueued_at: dt.datetime | None = None, *, number: int = 2) -> Attempt:
     return Attempt(
         job=job,
         job_id="acme:1",
         tenant="acme",
-        number=2,
+        number=number,
         enqueued_at=enqueued_at or dt.datetime.now(dt.UTC),
     )
 
@@ -227,12 +227,23 @@ async def test_a_job_that_waited_too_long_expires_and_nothing_is_started(
     job = replace(JOB, start_within_s=10.0)
     long_ago = dt.datetime.now(dt.UTC) - dt.timedelta(seconds=11)
 
-    result = await executor(images, sandboxes).execute(attempt(job, long_ago), Stop())
+    result = await executor(images, sandboxes).execute(attempt(job, long_ago, number=1), Stop())
 
     assert result.outcome is Outcome.EXPIRED
     assert result.phases.queued_s >= 11
     assert result.labels == {"team": "a"}
     assert (images.asked, sandboxes.ran) == ([], [])
+
+
+async def test_a_job_that_may_have_started_in_time_never_expires_afterwards(
+    images: FakeImages, sandboxes: FakeSandboxes
+) -> None:
+    job = replace(JOB, start_within_s=10.0, attempts=2)
+    long_ago = dt.datetime.now(dt.UTC) - dt.timedelta(seconds=11)
+
+    result = await executor(images, sandboxes).execute(attempt(job, long_ago, number=2), Stop())
+
+    assert result.outcome is Outcome.EXITED
 
 
 async def test_a_job_that_waited_less_than_it_may_is_run(
@@ -241,7 +252,7 @@ async def test_a_job_that_waited_less_than_it_may_is_run(
     job = replace(JOB, start_within_s=60.0)
     ago = dt.datetime.now(dt.UTC) - dt.timedelta(seconds=5)
 
-    result = await executor(images, sandboxes).execute(attempt(job, ago), Stop())
+    result = await executor(images, sandboxes).execute(attempt(job, ago, number=1), Stop())
 
     assert result.outcome is Outcome.EXITED
 
@@ -252,7 +263,7 @@ async def test_a_job_from_a_clock_that_is_ahead_has_not_waited(
     job = replace(JOB, start_within_s=0.001)
     ahead = dt.datetime.now(dt.UTC) + dt.timedelta(hours=1)
 
-    result = await executor(images, sandboxes).execute(attempt(job, ahead), Stop())
+    result = await executor(images, sandboxes).execute(attempt(job, ahead, number=1), Stop())
 
     assert (result.outcome, result.phases.queued_s) == (Outcome.EXITED, 0)
 

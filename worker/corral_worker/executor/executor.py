@@ -48,6 +48,11 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
     narrowing: PolicyNarrowing = PolicyNarrowing()
     """What the tenant's policy takes away at this time, beyond what this worker's settings do."""
 
+    @property
+    def is_first(self) -> bool:
+        """Whether the program has certainly not begun before."""
+        return self.number == 1
+
 
 class Image(Protocol):
     """A root file system to run in."""
@@ -170,7 +175,7 @@ class Executor:
         limits = self._policy_of(attempt.tenant).narrowed(attempt.narrowing).enforce(job)
         began = dt.datetime.now(dt.UTC)
         queued_s = max(0.0, (began - attempt.enqueued_at).total_seconds())
-        if job.start_within_s is not None and queued_s > job.start_within_s:
+        if attempt.is_first and job.start_within_s is not None and queued_s > job.start_within_s:
             return Result(
                 outcome=Outcome.EXPIRED, phases=Phases(queued_s=queued_s), labels=job.labels
             )
