@@ -25,8 +25,10 @@ from corral_worker.sandbox import ladder, lifecycle
 from corral_worker.sandbox.cgroup import CgroupError, Counters, SandboxCgroup
 from corral_worker.sandbox.cgroup_host import CgroupHost
 from corral_worker.sandbox.holdings import Holdings
+from corral_worker.sandbox.ladder import Life
 from corral_worker.sandbox.lifecycle import ColdStart, Report
 from corral_worker.sandbox.outcome import Ending, KillCause
+from corral_worker.sandbox.place import LogBook
 from corral_worker.sandbox.runsc import Runsc
 from corral_worker.sandbox.stop import Stop
 
@@ -449,6 +451,24 @@ async def test_a_stop_that_comes_after_the_end_is_not_its_cause(
 
     assert report.ending == Ending(outcome=Outcome.SIGNALLED, signal=9)
     assert report.termination is None
+
+
+def test_a_sentry_cannot_have_a_program_begin_before_its_sandbox(runsc: Runsc) -> None:
+    life = Life(LIMITS, runsc.state("corral-1"))
+
+    report = lifecycle.report(
+        "corral-1",
+        life,
+        Stop(),
+        LogBook(errors=(), panic="", wait_status=0, begun=True, run_s=3e11),
+        counters=Counters(cpu_s=0, peak_memory_bytes=0, peak_tasks=None, oom_kills=0),
+        host_limits=HostLimits(memory_bytes=1, swap_bytes=0, cpus=1, tasks=1),
+        start="cold",
+        leftovers=(),
+    )
+
+    assert report.start_s >= 0
+    assert report.run_s < SOON_S
 
 
 async def test_a_program_that_is_missing_is_told_from_a_sandbox_that_fails(

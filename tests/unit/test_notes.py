@@ -81,6 +81,25 @@ def test_a_guests_own_words_are_no_end(message: str) -> None:
     assert notes_of((message, 1)).wait_status is None
 
 
+@pytest.mark.parametrize(
+    "rest",
+    [
+        b'"time":"2026-01-01T00:00:00"}',
+        b'"time":"never"}',
+        b'"time":"2026-01-01T00:00:00Z","more":' + b"[" * 50_000 + b"}",
+        b'"\xff":1}',
+        b"}",
+    ],
+    ids=["no zone", "no time", "no bottom", "no text", "nothing"],
+)
+def test_a_sentry_that_was_taken_over_can_write_whatever_it_likes(rest: bytes) -> None:
+    notes = notes_of((STARTED, 2))
+
+    notes.feed(b'{"msg":"boot.go:1] application exiting with exit status 3",' + rest + b"\n")
+
+    assert (notes.begun, notes.run_s) == (True, 0.0)
+
+
 def test_a_guests_line_breaks_begin_no_note() -> None:
     forged = log(ended("exit status 0")).decode().strip()
 

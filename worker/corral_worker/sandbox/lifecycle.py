@@ -241,7 +241,8 @@ def report(
     """Return the report of a sandbox that is dead; its teardown ends now."""
     now = time.monotonic()
     ended = life.ended or now
-    running = life.running or ended - book.run_s
+    # How long it ran unseen is the sentry's word: no longer than the sandbox lived.
+    running = life.running or max(life.began, ended - book.run_s)
     started = life.running is not None or book.begun
     ending = decide(
         Evidence(

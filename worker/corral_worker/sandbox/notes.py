@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import datetime as dt
 import re
+from typing import Annotated
 
 import msgspec
+from msgspec import Meta
 
 _LONGEST_LINE = 64 * 1024
 # The name of gVisor's own source file stands first: no guest can have a note begin so.
@@ -19,7 +21,7 @@ _EXITED = re.compile(
 
 class _Note(msgspec.Struct):
     msg: str
-    time: dt.datetime
+    time: Annotated[dt.datetime, Meta(tz=True)]
 
 
 class Notes:
@@ -63,7 +65,7 @@ class Notes:
     def _take(self, line: bytes) -> None:
         try:
             note = msgspec.json.decode(line, type=_Note)
-        except ValueError:
+        except (ValueError, RecursionError):
             self.is_starting |= b"] EXEC: " in line[:64]
             return
         if _EXEC.match(note.msg):
