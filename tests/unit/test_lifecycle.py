@@ -217,28 +217,21 @@ async def test_a_sandbox_that_never_starts_is_given_up_within_its_budget(
 
 @pytest.mark.parametrize("cause", ["shutdown", "start_timeout"])
 async def test_a_sandbox_that_was_ready_may_have_begun(
-    runsc: Runsc,
-    cgroup: Cgroup,
-    runs: Path,
-    script: Script,
-    cause: KillCause,
+    sandboxes: ColdStart, runsc: Runsc, script: Script, cause: KillCause
 ) -> None:
     script("run", "state created; touch $root/fake/ready; while :; do sleep 1000; done")
-    impatient = ColdStart(
-        runsc=runsc, cgroups=Cgroups(cgroup), runs=runs, holdings=HOLDINGS, start_timeout_s=0.5
-    )
     stop = Stop()
     reports: list[Report] = []
 
     async def run() -> None:
-        reports.append(await impatient.run(JOB, LIMITS, ROOTFS, stop))
+        reports.append(await sandboxes.run(JOB, LIMITS, ROOTFS, stop))
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(run)
-        if cause == "shutdown":
+        with anyio.fail_after(SOON_S):
             while not await anyio.Path(runsc.root / "fake" / "ready").exists():
                 await anyio.sleep(0.002)
-            stop.request("shutdown")
+        stop.request(cause)
 
     ending = reports[0].ending
     assert isinstance(ending, ErrWorkerLost | ErrSandboxCreationFailed)
