@@ -119,6 +119,24 @@ async def test_a_drain_hands_back_what_was_claimed_and_not_begun_without_using_a
     assert await nothing_is_left(redis_client)
 
 
+async def test_a_drain_in_a_hurry_gives_no_grace(
+    client: Client, served: Serving, executor: Watched
+) -> None:
+    hurry = anyio.Event()
+    async with served() as consumer, anyio.create_task_group() as tasks:
+        job = await client.submit(SLEEP, tenant="acme")
+        await executor.began.wait()
+
+        async def drain() -> None:
+            await consumer.drain(3600.0, hurry=hurry)
+
+        tasks.start_soon(drain)
+        await anyio.wait_all_tasks_blocked()
+        hurry.set()
+        with pytest.raises(ErrWorkerLost):
+            await job.result(timeout=SOON_S)
+
+
 async def test_a_draining_worker_takes_no_more_jobs(
     client: Client, served: Serving, executor: Watched
 ) -> None:

@@ -29,8 +29,9 @@ _CLOSE_WITHIN_S = 5.0
 async def run_worker(settings: Settings) -> None:
     """Serve the queues until SIGTERM or SIGINT, then drain and return.
 
-    A signal before the worker is ready ends it at once. On cancellation every
-    sandbox is killed and removed before this raises.
+    A signal before the worker is ready ends it at once; a second one ends the time that
+    a drain gives to running jobs. On cancellation every sandbox is killed and removed
+    before this raises.
 
     Raises:
         ErrGVisorNotAvailable: the host has no usable runsc.
@@ -43,22 +44,25 @@ async def run_worker(settings: Settings) -> None:
     log = structlog.get_logger()
     with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async with anyio.create_task_group() as tasks:
-            ready, stopping = anyio.Event(), anyio.Event()
+            ready, stopping, hurry = anyio.Event(), anyio.Event(), anyio.Event()
 
             async def serve() -> None:
-                await _serve(settings, ready=ready, stopping=stopping)
+                await _serve(settings, ready=ready, stopping=stopping, hurry=hurry)
                 tasks.cancel_scope.cancel()
 
             tasks.start_soon(serve)
             async for number in signals:
-                log.info("worker.draining", signal=signal.Signals(number).name)
-                stopping.set()
+                event = "worker.hurrying" if stopping.is_set() else "worker.draining"
+                log.info(event, signal=signal.Signals(number).name)
+                (hurry if stopping.is_set() else stopping).set()
                 if not ready.is_set():
                     tasks.cancel_scope.cancel()
     log.info("worker.stopped")
 
 
-async def _serve(settings: Settings, *, ready: anyio.Event, stopping: anyio.Event) -> None:
+async def _serve(
+    settings: Settings, *, ready: anyio.Event, stopping: anyio.Event, hurry: anyio.Event
+) -> None:
     gate, manager = Gate(), ServiceManager()
     async with (
         _redis(settings) as redis,
@@ -90,7 +94,7 @@ async def _serve(settings: Settings, *, ready: anyio.Event, stopping: anyio.Even
         ready.set()
         await stopping.wait()
         manager.stopping()
-        await consumer.drain(settings.drain_grace_s)
+        await consumer.drain(settings.drain_grace_s, hurry=hurry)
         tasks.cancel_scope.cancel()
 
 

@@ -102,12 +102,16 @@ class Consumer:
             self._claimed_last.set()
             await anyio.sleep_forever()
 
-    async def drain(self, grace_s: float) -> None:
+    async def drain(self, grace_s: float, *, hurry: anyio.Event | None = None) -> None:
         """Take no more jobs, and wait for those that run.
 
         What still runs after ``grace_s`` seconds is stopped; what had not
         started, or may be started again, goes back to its queue without
         having used up an attempt. Returns when Redis knows how each ended.
+
+        Args:
+            grace_s: seconds.
+            hurry: ends them when it is set.
         """
         self._draining = True
         self._waiting.cancel()
@@ -117,7 +121,7 @@ class Consumer:
             await self._claimed_last.wait()
         self._claiming.cancel()
         with anyio.move_on_after(grace_s):
-            await self._idle()
+            await self._idle_or(hurry or anyio.Event())
         self._leases.stop_all("shutdown")
         # No deadline: sandboxes end within the executor's own, commits within a lease.
         await self._idle()
@@ -130,6 +134,17 @@ class Consumer:
     async def _idle(self) -> None:
         while len(self._leases):
             await self._until_freed()
+
+    async def _idle_or(self, hurry: anyio.Event) -> None:
+        async with anyio.create_task_group() as tasks:
+
+            async def hurried() -> None:
+                await hurry.wait()
+                tasks.cancel_scope.cancel()
+
+            tasks.start_soon(hurried)
+            await self._idle()
+            tasks.cancel_scope.cancel()
 
     async def _serve(self, tasks: anyio.abc.TaskGroup) -> None:
         pause = _FIRST_PAUSE_S
