@@ -10,7 +10,7 @@ from typing import cast
 import anyio
 import pytest
 from arq.connections import ArqRedis
-from support.serving import SOON_S, Serving, Watched, nothing_is_left
+from support.serving import SOON_S, Serving, Watched, nothing_is_left, until
 
 import corral
 from corral import (
@@ -24,6 +24,8 @@ from corral import (
     Result,
     keys,
 )
+from corral.submission import Request, Submission
+from corral_worker.queue.commits import Keep
 
 QUEUE = "arq:queue:acme"
 ECHO = Job(argv=("echo", "hello"))
@@ -81,6 +83,81 @@ async def test_the_same_idempotency_key_gives_the_same_job(
     assert first.id == again.id == later.id
     assert caught.value.path == "$.idempotency_key"
     assert sorted([first.id, other.id]) == sorted(executor.started)
+
+
+async def test_the_same_idempotency_key_twice_in_one_round_trip_gives_one_job(
+    client: Client, redis_client: ArqRedis, served: Serving, executor: Watched
+) -> None:
+    once = Request(job=ECHO, tenant="acme", idempotency_key="order-1")
+    without = Request(job=ECHO, tenant="acme")
+
+    ids = await Submission(redis_client).send([once, without, once])
+    async with served():
+        for job_id in set(ids):
+            await client.job(job_id).result(timeout=SOON_S)
+
+    assert ids[0] == ids[2] != ids[1]
+    assert sorted(executor.started) == sorted({*ids})
+
+
+async def test_a_key_for_two_jobs_in_one_round_trip_queues_nothing(
+    redis_client: ArqRedis,
+) -> None:
+    requests = [Request(job=job, tenant="acme", idempotency_key="order-1") for job in (ECHO, NAP)]
+
+    with pytest.raises(ErrInvalidJob) as caught:
+        await Submission(redis_client).send(requests)
+
+    assert caught.value.path == "$.idempotency_key"
+    assert await redis_client.keys() == []
+
+
+async def test_results_are_kept_as_long_as_the_settings_say(
+    client: Client, redis_client: ArqRedis, served: Serving
+) -> None:
+    async with served(keep=Keep(result_s=30)):
+        job = await client.submit(ECHO, tenant="acme")
+        await job.result(timeout=SOON_S)
+
+    for key in (keys.result(job.id), keys.results("acme")):
+        assert 0 < await redis_client.pttl(key) <= 30_000
+
+
+async def test_a_result_that_is_kept_no_longer_is_not_found(
+    client: Client, redis_client: ArqRedis, served: Serving
+) -> None:
+    async with served(keep=Keep(result_s=0.05)):
+        job = await client.submit(ECHO, tenant="acme")
+
+        async def is_forgotten() -> bool:
+            return not await redis_client.keys(f"*{job.id}*")
+
+        await until(is_forgotten)
+
+    assert await redis_client.exists(keys.results("acme")) == 0
+    with pytest.raises(ErrJobNotFound):
+        await job.result(timeout=SOON_S)
+
+
+async def test_a_results_stream_keeps_the_last_entries_and_not_all(
+    client: Client, redis_client: ArqRedis, served: Serving
+) -> None:
+    # Redis trims by whole nodes, of a hundred entries.
+    async with served(slots=64, keep=Keep(result_s=60, stream_entries=10)):
+        jobs = await client.submit_many([ECHO] * 400, tenant="acme")
+        for job in jobs:
+            await job.result(timeout=SOON_S)
+
+    assert 10 <= await redis_client.xlen(keys.results("acme")) < 10 + 2 * 100
+
+
+async def test_no_results_stream_is_written_that_nobody_wants(
+    client: Client, redis_client: ArqRedis, served: Serving
+) -> None:
+    async with served(keep=Keep(result_s=60, stream_entries=0)):
+        await (await client.submit(ECHO, tenant="acme")).result(timeout=SOON_S)
+
+    assert await redis_client.exists(keys.results("acme")) == 0
 
 
 async def test_many_jobs_are_submitted_at_once(client: Client, served: Serving) -> None:

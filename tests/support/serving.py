@@ -50,6 +50,7 @@ async def serving(
     slots: int = 4,
     lease_s: float = 10.0,
     drain_s: float | None = None,
+    keep: Keep | None = None,
 ) -> AsyncIterator[Consumer]:
     """Run a consumer for the block; then it is drained, or cancelled if no time is given."""
     async with anyio.create_task_group() as tasks:
@@ -59,7 +60,7 @@ async def serving(
             tenants={"acme"},
             slots=slots,
             lease_s=lease_s,
-            keep=Keep(result_s=60),
+            keep=keep or Keep(result_s=60),
         )
         tasks.start_soon(consumer.run)
         try:
