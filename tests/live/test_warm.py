@@ -207,9 +207,11 @@ async def test_one_that_died_while_it_waited_is_found_out_before_anything_is_sta
 ) -> None:
     # Whoever has taken it learns of its end only by asking it.
     async with ready(prepare) as prepared, prepared.taken() as start:
-        for pid in _sandbox_processes(directory):
-            os.kill(pid, signal.SIGKILL)
         with anyio.fail_after(SOON_S):
+            while not (pids := _sandbox_processes(directory)):
+                await anyio.sleep(0.01)
+            for pid in pids:
+                os.kill(pid, signal.SIGKILL)
             while _sandbox_processes(directory):
                 await anyio.sleep(0.01)
         with pytest.raises(SandboxGoneError):

@@ -31,7 +31,7 @@ from corral import Client, CorralError, ErrWorkerLost, Fault, Job, Result, Submi
 from corral.connection import connect
 
 TENANTS = ("red", "green", "blue")
-LEASE_S = 2
+LEASE_S = 6
 RESULT_WITHIN_S = 180.0
 
 
