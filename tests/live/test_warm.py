@@ -11,6 +11,7 @@ from pathlib import Path
 
 import anyio
 import pytest
+from structlog.testing import capture_logs
 
 from corral import EffectiveLimits, ErrWorkerLost, Job, Outcome
 from corral_worker.pool.pool import Budget, Pool
@@ -189,6 +190,20 @@ async def test_a_worker_that_stops_never_calls_safe_what_may_have_begun(
         assert not (report.stdout.data and report.ending.retryable)
 
 
+async def test_what_was_stopped_before_it_was_asked_for_has_not_begun(
+    prepare: Prepare, rootfs: Path
+) -> None:
+    stop = Stop()
+    stop.request("shutdown")
+
+    async with ready(prepare) as prepared, prepared.taken() as start:
+        report = await start.run(Job(argv=("echo", "begun")), LIMITS, rootfs, stop)
+
+    assert isinstance(report.ending, ErrWorkerLost)
+    assert report.ending.retry_safety == "not_started"
+    assert report.leftovers == ()
+
+
 @pytest.mark.parametrize("delay_s", [0, 0.002, 0.005, 0.01, 0.05, 0.3])
 async def test_a_task_that_runs_one_can_be_cancelled_at_any_moment(
     prepare: Prepare, rootfs: Path, delay_s: float
@@ -267,6 +282,27 @@ async def test_a_pool_gives_each_job_a_sandbox_of_its_own_and_makes_another(
         Ending(outcome=Outcome.EXITED, exit_code=0)
     ] * 3
     assert len({report.stdout.data for report in reports}) == 1
+
+
+@pytest.mark.parametrize("delay_s", [0, 0.005, 0.3])
+async def test_a_pool_and_its_jobs_can_be_cancelled_at_the_same_time(
+    prepare: Prepare, runsc: Runsc, cold: ColdStart, rootfs: Path, delay_s: float
+) -> None:
+    with capture_logs() as logs, anyio.CancelScope() as everything:
+        async with pool_of(1, prepare, runsc, cold) as pool:
+            await full(pool, 1)
+
+            async def cancel() -> None:
+                await anyio.sleep(delay_s)
+                everything.cancel()
+
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(cancel)
+                await pool.run(Job(argv=("sleep", "1000")), LIMITS, rootfs, Stop())
+
+    assert everything.cancelled_caught
+    assert logs == []
+    assert list(runsc.root.iterdir()) == []
 
 
 async def test_a_job_for_which_none_is_ready_gets_a_cold_start(

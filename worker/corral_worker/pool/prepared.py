@@ -31,6 +31,8 @@ _LOOK_S = 0.01
 _SAID = 200
 """Characters of a panic that go into the log."""
 _CALL_WITHIN_S = 10.0
+_GIVEN_BACK_WITHIN_S = 30.0
+"""Seconds until a job that was cancelled has ended its sandbox: longer than its own bounds."""
 _TIDY_WITHIN_S = 4.0
 """Seconds until a sandbox is dead, and ``runsc run`` has tidied up after it."""
 _TASKS = 1 << 15
@@ -162,7 +164,12 @@ class Prepared:
         if self._wanted.is_set():
             # From here on only who took it looks after it.
             self._mine_alone.set()
-            await self._done.wait()
+            try:
+                await self._done.wait()
+            finally:
+                # Cancelled together, whoever took it still needs it, to end it.
+                with anyio.move_on_after(_GIVEN_BACK_WITHIN_S, shield=True):
+                    await self._done.wait()
 
     async def _trouble(self, place: Place) -> str:
         """Wait for the sandbox to boot, try it, and return what is wrong with it, if anything."""

@@ -125,7 +125,9 @@ class WarmStart:
                 try:
                     async with anyio.create_task_group() as tasks:
                         tasks.start_soon(_cancel_when_stopped, tasks.cancel_scope, stop)
-                        await self._start(self._place.config(job, limits, rootfs), ends, life, stop)
+                        if stop.cause is None:
+                            config = self._place.config(job, limits, rootfs)
+                            await self._start(config, ends, life, stop)
                         if life.running is not None:
                             if ends.stdin:
                                 tasks.start_soon(supply_and_close, ends.stdin, job.stdin)
@@ -184,10 +186,10 @@ class WarmStart:
 
     async def _end(self, life: Life, stop: Stop) -> None:
         if life.ended is None:
-            running = life.running
+            created, running = life.created, life.running
             await Ladder(self._runsc).end(self._place, self._child, life, stop)
             # What the ladder sees running is the program that waited.
-            life.running = running
+            life.created, life.running = created, running
             self._dead = life.dead_at is not None
         else:
             self._dead = await anyio.to_thread.run_sync(kill_until_empty, self._place.cgroup)
