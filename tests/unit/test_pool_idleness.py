@@ -25,5 +25,19 @@ def test_idle_processors_are_what_the_kernel_counted_since_the_last_look(
     assert watched.processors() == pytest.approx(1.5)
 
 
+def test_no_processor_is_known_to_be_idle_while_the_kernel_cannot_be_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    stat = tmp_path / "stat"
+    stat.write_text("cpu  10 0 10 1000 50 0 0 0 0 0\n")
+    watched = Idleness(stat)
+    stat.unlink()
+    now += 2.0
+
+    assert watched.processors() == 0.0
+
+
 def test_this_hosts_counters_can_be_read() -> None:
     assert Idleness().processors() >= 0

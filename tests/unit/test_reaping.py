@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import subprocess
 from collections.abc import AsyncIterator
@@ -10,6 +11,7 @@ from pathlib import Path
 import anyio
 import pytest
 
+from corral_worker.process import reaping as reaping_module
 from corral_worker.process.call import PATH, call
 from corral_worker.process.child import ChildProcess, child_process, owned_pids
 from corral_worker.process.reaping import reaping
@@ -96,6 +98,35 @@ async def test_many_orphans_that_end_together_are_all_reaped(tmp_path: Path) -> 
             os.kill(pid, signal.SIGKILL)
         for pid in pids:
             await gone(pid)
+
+
+async def test_without_a_descriptor_left_orphans_wait_and_the_worker_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = 0
+
+    def look() -> Path:
+        nonlocal looks
+        looks += 1
+        return children_file()
+
+    children_file = reaping_module._children_file
+    monkeypatch.setattr(reaping_module, "_LOOK_AGAIN_S", 0.001)
+    monkeypatch.setattr(reaping_module, "_children_file", look)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    async with reaping():
+        pid = await orphan(tmp_path)
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+            os.kill(pid, signal.SIGKILL)
+            ended(pid)
+            seen = looks
+            with anyio.fail_after(SOON_S):
+                while looks < seen + 3:
+                    await anyio.sleep(0.001)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        await gone(pid)
 
 
 async def test_an_orphan_that_ended_last_is_reaped_when_the_block_ends(tmp_path: Path) -> None:

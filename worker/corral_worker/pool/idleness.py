@@ -27,10 +27,16 @@ class Idleness:
         self._processors = 0.0
 
     def processors(self) -> float:
-        """Return how many processors were idle since the last look; none before there was one."""
+        """Return how many processors were idle since the last look; none before there was one.
+
+        None either if that cannot be told at the moment, for want of a file descriptor.
+        """
         now = time.monotonic()
         if now - self._since >= _LEAST_S:
-            ticks = self._read()
+            try:
+                ticks = self._read()
+            except OSError:
+                return 0.0
             self._processors = (ticks - self._ticks) / self._ticks_per_s / (now - self._since)
             self._since, self._ticks = now, ticks
         return self._processors

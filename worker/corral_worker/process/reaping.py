@@ -73,7 +73,10 @@ def _reap_orphans() -> None:
             return
     except ChildProcessError:
         return
-    children = {int(pid) for pid in _children_file().read_text().split()}
+    try:
+        children = {int(pid) for pid in _children_file().read_text().split()}
+    except OSError:
+        return  # no file descriptor is left for it: the next look may find one
     for pid in children - owned_pids():
         with suppress(ChildProcessError):
             os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG)
