@@ -108,7 +108,7 @@ def persistence(info: Mapping[str, object]) -> Finding:
 
 
 def clock(skew_s: float) -> Finding:
-    """Judge how far this host's clock is ahead of the server's, in seconds."""
+    """Judge how far the server's clock is ahead of this host's, in seconds."""
     seen = f"{abs(skew_s) * 1000:.0f} ms {'ahead of' if skew_s > 0 else 'behind'} this host's"
     if abs(skew_s) > _SKEW_S:
         return warn("redis.clock", seen, "Synchronise the clocks of both hosts, as with chrony.")
