@@ -202,6 +202,22 @@ async def test_lures_that_are_touched_are_found(
     assert "a process of the host was killed" in said
 
 
+async def test_whatever_is_put_among_the_lures_is_neither_followed_nor_read_to_its_end(
+    out: Lures,
+) -> None:
+    clutter(Path(out.scene.directory))
+
+    assert out.harm() == ("files of the host were changed",)
+
+
+def clutter(directory: Path) -> None:
+    """Put there what any user of the host could."""
+    large = directory / "large"
+    large.touch()
+    os.truncate(large, 2**40)
+    (directory / "link").symlink_to(large)
+
+
 def touch(scene: Scene) -> None:
     """Do to the host what a program that came out could do."""
     with ExitStack() as stack:

@@ -6,6 +6,7 @@ import os
 import secrets
 import shutil
 import socket
+import stat
 import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -20,6 +21,7 @@ from corral_worker.prove.attack import Scene
 
 _LIVES = "86400"
 _STEP_S = 0.5
+_READ_BYTES = 4096
 
 
 class Lures:
@@ -103,16 +105,32 @@ def _directory(name: str, secret: str) -> Path:
     return directory
 
 
-def _listing(directory: Path) -> dict[str, tuple[int, int, bytes]]:
-    """Return what a directory holds, with modes and contents."""
+def _listing(directory: Path) -> dict[str, tuple[int, int, int, bytes]]:
+    """Return what a directory holds, with modes, owners, sizes and the contents of small files.
+
+    All users may write there: neither is a link followed, nor read what is large.
+    """
+    found = {str(path): path.lstat() for path in sorted(directory.rglob("*"))}
     return {
-        str(path): (
-            (found := path.lstat()).st_mode,
-            found.st_uid,
-            path.read_bytes() if path.is_file() else b"",
+        path: (
+            seen.st_mode,
+            seen.st_uid,
+            seen.st_size,
+            _beginning(path) if stat.S_ISREG(seen.st_mode) else b"",
         )
-        for path in sorted(directory.rglob("*"))
+        for path, seen in found.items()
     }
+
+
+def _beginning(path: str) -> bytes:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return b""
+    try:
+        return os.read(descriptor, _READ_BYTES)
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager
