@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import anyio.to_thread
@@ -75,7 +76,9 @@ def _belongings() -> set[str]:
     """Return the children and the open files of this process."""
     found: set[str] = set()
     for task in Path("/proc/self/task").iterdir():
-        found.update(f"process {pid}" for pid in (task / "children").read_text().split())
+        # A thread may end at any moment, and its children are then another's.
+        with suppress(FileNotFoundError, ProcessLookupError):
+            found.update(f"process {pid}" for pid in (task / "children").read_text().split())
     for link in Path("/proc/self/fd").iterdir():
         try:
             found.add(f"descriptor {link.readlink()}")
