@@ -44,7 +44,7 @@ async def running(sandboxes: ColdStart, runsc: Runsc, rootfs: Path) -> AsyncIter
     stop = Stop()
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(sandboxes.run, BUSY, LIMITS, rootfs, stop)
-        with anyio.fail_after(30):
+        with anyio.fail_after(120):
             while not (names := running_in(runsc.root)):
                 await anyio.sleep(0.01)
         # The program is to have started its own.
@@ -60,7 +60,8 @@ def running_in(root: Path) -> list[str]:
     return [
         file.name.partition("_sandbox:")[0]
         for file in root.glob("*.state")
-        if json.loads(file.read_bytes())["status"] == "running"
+        # As text, for runsc may be about to write it.
+        if b'"status":"running"' in file.read_bytes()
     ]
 
 
@@ -201,7 +202,7 @@ async def test_a_sandbox_does_not_outlive_a_worker_that_is_killed(
     worker = await anyio.open_process(
         [sys.executable, "-c", RUNS_A_SANDBOX, *map(str, arguments)], stderr=sys.stderr
     )
-    with anyio.fail_after(30):
+    with anyio.fail_after(120):
         if delay_s is None:
             while not running_in(own_directory / "r"):
                 await anyio.sleep(0.005)
@@ -216,7 +217,7 @@ async def test_a_sandbox_does_not_outlive_a_worker_that_is_killed(
     await worker.wait()
 
     assert await anyio.to_thread.run_sync(wait_until_empty, sandbox, 20)
-    with anyio.fail_after(20):
+    with anyio.fail_after(120):
         while mentions(str(own_directory)):
             await anyio.sleep(0.01)
     # None that was on its way into the cgroup comes after all.

@@ -150,7 +150,7 @@ async def other_worker(
     ) as process:
         try:
             assert process.stdout is not None
-            with anyio.fail_after(60):
+            with anyio.fail_after(120):
                 mark = (await process.stdout.receive()).decode().strip()
                 worker = OtherWorker(process, mark, state_dir)
                 while len(worker.running()) < count:
@@ -244,7 +244,7 @@ async def test_a_worker_in_other_namespaces_is_known_to_live_and_to_be_dead(
         assert other.running() != []
 
         await other.killed()
-        with anyio.fail_after(60):
+        with anyio.fail_after(120):
             # The lock is there until the kernel is through with the whole namespace.
             while (await swept(state_dir, parent)).dead.directory == 0:
                 await anyio.sleep(0.05)
@@ -425,7 +425,7 @@ async def test_nothing_is_left_of_a_sandbox_whose_processes_are_killed(
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(run_it)
-        with anyio.fail_after(60):
+        with anyio.fail_after(120):
             while not (file := next(runsc.root.glob("*.state"), None)) or (
                 b'"status":"running"' not in file.read_bytes()
             ):

@@ -30,7 +30,7 @@ WITHIN_S = 20.0
 
 async def running(runsc: Runsc) -> None:
     """Return when a sandbox's program runs."""
-    with anyio.fail_after(30):
+    with anyio.fail_after(120):
         while True:
             for file in runsc.root.glob("*.state"):
                 name, _, _ = file.name.partition("_sandbox:")
