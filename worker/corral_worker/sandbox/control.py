@@ -9,18 +9,20 @@ reach it. Who answers may have been taken over by a guest: any answer must do no
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, TypeVar
 
 import anyio
-import anyio.abc
+import anyio.lowlevel
 import msgspec
 from msgspec import Meta
 
 _MOST_BYTES = 64 * 1024
 """Longest reply: errors quote the job's strings, all else is short."""
 _WANT = 4096
+_AGAIN_AFTER_S = 0.002
 
 
 class ControlError(Exception):
@@ -221,43 +223,68 @@ class ControlSocket:
         request = _ENCODER.encode(_Request(method=method, arg=arg))
         try:
             with anyio.fail_after(within_s):
-                async with await self._connected(method) as stream:
-                    await _send(stream, request, files)
-                    reply = await _receive(stream, method)
+                # Not anyio's streams: if one is cancelled at the moment at which it could go on,
+                # an error that nobody can catch goes to the event loop.
+                with socket.socket(socket.AF_UNIX) as control:
+                    control.setblocking(False)
+                    await self._connect(control, method)
+                    await _send(control, request, files)
+                    reply = await _receive(control, method)
         except TimeoutError:
             raise TimeoutError(f"{method}: no answer within {within_s:g} s") from None
-        except (OSError, anyio.EndOfStream, anyio.BrokenResourceError) as error:
+        except (OSError, EOFError) as error:
             raise ControlLostError(f"{method}: nobody answers: {error}") from error
         if not reply.success:
             raise ControlError(method, reply.err or "refused without a word")
         return reply
 
-    async def _connected(self, method: str) -> anyio.abc.UNIXSocketStream:
-        try:
-            return await anyio.connect_unix(self._path)
-        except OSError as error:
-            raise ControlAbsentError(f"{method}: nobody listens: {error}") from error
+    async def _connect(self, control: socket.socket, method: str) -> None:
+        while True:
+            try:
+                control.connect(str(self._path))
+            except BlockingIOError:
+                # As many wait to be accepted as there may: nothing tells when there are fewer.
+                await anyio.sleep(_AGAIN_AFTER_S)
+            except OSError as error:
+                raise ControlAbsentError(f"{method}: nobody listens: {error}") from error
+            else:
+                return
 
 
-async def _send(stream: anyio.abc.UNIXSocketStream, request: bytes, files: Sequence[int]) -> None:
-    if not files:
-        await stream.send(request)
-        return
+async def _send(control: socket.socket, request: bytes, files: Sequence[int]) -> None:
     # The descriptors belong to the first byte that arrives: one is enough to carry them, and
     # of more the kernel might take only a part.
-    await stream.send_fds(request[:1], list(files))
-    await stream.send(request[1:])
+    first = 1 if files else 0
+    while first:
+        try:
+            first -= socket.send_fds(control, [request[:1]], list(files))
+        except BlockingIOError:
+            await anyio.wait_writable(control)
+    rest = memoryview(request)[1 if files else 0 :]
+    while rest:
+        try:
+            rest = rest[control.send(rest) :]
+        except BlockingIOError:
+            await anyio.wait_writable(control)
 
 
-async def _receive(stream: anyio.abc.UNIXSocketStream, method: str) -> _Reply:
+async def _receive(control: socket.socket, method: str) -> _Reply:
     answer = bytearray()
     while True:
-        answer += await stream.receive(_WANT)
+        try:
+            part = control.recv(_WANT)
+        except BlockingIOError:
+            await anyio.wait_readable(control)
+            continue
+        if not part:
+            raise EOFError("it hung up")
+        answer += part
         # There is no mark at a reply's end but that of JSON itself.
         if answer.endswith((b"}", b"}\n")) and (reply := _reply(answer, method)):
             return reply
         if len(answer) > _MOST_BYTES:
             raise ControlError(method, f"a reply of more than {_MOST_BYTES} bytes")
+        await anyio.lowlevel.checkpoint()
 
 
 def _reply(answer: bytes | bytearray, method: str) -> _Reply | None:
