@@ -33,6 +33,7 @@ from corral.connection import connect
 TENANTS = ("red", "green", "blue")
 LEASE_S = 6
 RESULT_WITHIN_S = 180.0
+_SUBMITTED_WITHIN_S = 1.0
 
 
 class Options(argparse.Namespace):
@@ -144,8 +145,12 @@ class Soak:
                 await anyio.sleep(0.01)
             before = await self._running()
             if what == "worker":
-                await self._stage.kill_worker()
+                self._stage.kill_worker()
                 self.killed["worker"] += 1
+                # What was being submitted just then may have been claimed as well.
+                await anyio.sleep(_SUBMITTED_WITHIN_S)
+                before |= await self._running()
+                await self._stage.start_worker()
             elif name := self._stage.kill_a_runsc(self._chance):
                 self.killed[name] += 1
             touched = before | await self._running()

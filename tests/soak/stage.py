@@ -69,12 +69,11 @@ class Stage:
                 assert self._worker.poll() is None, self.log.read_text()[-4000:]
                 await anyio.sleep(0.05)
 
-    async def kill_worker(self) -> None:
-        """SIGKILL the worker, and start another."""
+    def kill_worker(self) -> None:
+        """SIGKILL the worker."""
         assert self._worker is not None
         self._worker.kill()
         self._worker.wait()
-        await self.start_worker()
 
     async def stop_worker(self) -> int:
         """SIGTERM the worker and return its exit code."""
