@@ -13,20 +13,16 @@ Everything appears and goes by one ``rename``, so that a reader needs no lock.
 from __future__ import annotations
 
 import builtins
-import hashlib
-import os
-import stat
-from collections.abc import Iterator
 from contextlib import AbstractAsyncContextManager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import Final
 
-import anyio.from_thread
 import anyio.to_thread
 import msgspec
 
 from corral.errors import ErrImageNotFound, ErrInvalidJob
+from corral_worker.images.durable import copy_erofs, hash_of, sync_directory, write_new
 from corral_worker.images.errors import ImageBuildError
 from corral_worker.images.lock import directory_lock
 from corral_worker.images.reference import ImageReference
@@ -34,9 +30,6 @@ from corral_worker.images.scratch import scratch_directory
 
 _ROOTFS: Final = "rootfs.erofs"
 _MANIFEST: Final = "image.json"
-_CHUNK: Final = 1 << 20
-_EROFS_MAGIC_OFFSET: Final = 1024
-_EROFS_MAGIC: Final = (0xE0F5E1E2).to_bytes(4, "little")
 
 
 class Image(msgspec.Struct, frozen=True, kw_only=True):
@@ -101,15 +94,8 @@ class ImageStore:
         Raises as :meth:`resolve` does. Cancellation stops the reading.
         """
         image = await self.resolve(reference)
-
-        def same() -> bool:
-            with image.rootfs.open("rb") as file:
-                digest = hashlib.sha256()
-                for chunk in _chunks(file):
-                    digest.update(chunk)
-            return f"sha256:{digest.hexdigest()}" == image.digest
-
-        return await anyio.to_thread.run_sync(same)
+        digest = await anyio.to_thread.run_sync(hash_of, image.rootfs)
+        return f"sha256:{digest}" == image.digest
 
     async def install(self, rootfs_file: Path, *, name: str | None, source: str) -> Image:
         """Copy an EROFS file into the store and, if ``name`` is given, let it mean this image.
@@ -205,10 +191,10 @@ class ImageStore:
     def _install(self, source_file: Path, scratch: Path, name: str | None, source: str) -> Image:
         fresh = scratch / "image"
         fresh.mkdir(mode=0o755)
-        hex_digest, size = _copy(source_file, fresh / _ROOTFS)
+        hex_digest, size = copy_erofs(source_file, fresh / _ROOTFS)
         manifest = _Manifest(size_bytes=size, created_at=datetime.now(UTC), source=source)
-        _write(fresh / _MANIFEST, msgspec.json.encode(manifest))
-        _sync(fresh)
+        write_new(fresh / _MANIFEST, msgspec.json.encode(manifest))
+        sync_directory(fresh)
         # An image may hold what not every user of the host is to read.
         self._root.chmod(0o700)
         self._names.mkdir(exist_ok=True)
@@ -219,12 +205,12 @@ class ImageStore:
                 if home.exists():
                     home.rename(scratch / "damaged")
                 fresh.rename(home)
-                _sync(self._digests)
+                sync_directory(self._digests)
             if name is not None:
                 link = scratch / "name"
                 link.symlink_to(Path("..", "sha256", hex_digest))
                 link.rename(self._names / name)
-                _sync(self._names)
+                sync_directory(self._names)
             image = self._find(ImageReference(hex_digest=hex_digest))
         if image is None:
             raise ImageBuildError(f"{home} cannot be read back: check the disk, then build again")
@@ -258,45 +244,3 @@ def _not_found(wanted: ImageReference) -> ErrImageNotFound:
 
 def _entries(directory: Path) -> list[Path]:
     return list(directory.iterdir()) if directory.is_dir() else []
-
-
-def _chunks(file: BinaryIO) -> Iterator[bytes]:
-    while chunk := file.read(_CHUNK):
-        anyio.from_thread.check_cancelled()
-        yield chunk
-
-
-def _copy(source: Path, target: Path) -> tuple[str, int]:
-    """Copy a file and hash the bytes that were written, not those that may be there later."""
-    digest = hashlib.sha256()
-    size = 0
-    with source.open("rb") as reader, target.open("xb") as writer:
-        if not stat.S_ISREG(os.fstat(reader.fileno()).st_mode):
-            raise ImageBuildError(f"{source} is not a regular file: name an EROFS file")
-        for chunk in _chunks(reader):
-            if size == 0 and chunk[_EROFS_MAGIC_OFFSET:][: len(_EROFS_MAGIC)] != _EROFS_MAGIC:
-                raise ImageBuildError(f"{source} is not EROFS: make it with `corral images build`")
-            digest.update(chunk)
-            writer.write(chunk)
-            size += len(chunk)
-        if size == 0:
-            raise ImageBuildError(f"{source} is empty: make it with `corral images build`")
-        os.fchmod(writer.fileno(), 0o400)
-        writer.flush()
-        os.fsync(writer.fileno())
-    return digest.hexdigest(), size
-
-
-def _write(path: Path, content: bytes) -> None:
-    with path.open("xb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
