@@ -9,11 +9,12 @@ from collections.abc import AsyncIterator, Sequence
 from types import TracebackType
 from typing import Self
 
-from corral import codec, keys
+from corral import keys
 from corral.connection import connect, ping
 from corral.done import DoneListener
 from corral.errors import ErrClientNotConfigured
 from corral.job import Job
+from corral.job_codec import decode_job, encode_job
 from corral.policy import Policy
 from corral.results import FinishedJob, ResultsStream
 from corral.scripts import Script
@@ -148,7 +149,7 @@ class Client:
         for request in requests:
             keys.check_tenant(request.tenant)
             if self._policy is not None:
-                self._policy.enforce(codec.decode_job(codec.encode_job(request.job)))
+                self._policy.enforce(decode_job(encode_job(request.job)))
         if not requests:
             return []
         ids = await self._submission.send(requests)

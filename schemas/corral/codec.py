@@ -13,25 +13,21 @@ beside them. Nothing is imported by name and pickle is refused.
 
 from __future__ import annotations
 
-import asyncio
-import re
 from collections.abc import Mapping
 from typing import Annotated, cast
 
 import msgspec
-from arq.worker import JobExecutionFailed
 from msgspec import UNSET, Meta, UnsetType
 
-from corral.errors import CorralError, ErrInvalidJob, ErrorData
-from corral.job import Job
+from corral.ending_codec import decode_ending, to_ending
+from corral.errors import CorralError, ErrInvalidJob
+from corral.job_codec import decode_job, encode_job
 from corral.keys import FUNCTION
-from corral.policy import HOST_OWNED_FIELDS
+from corral.malformed import check_size, malformed
 from corral.result import JobCancelled, Outcome, Result
 
 VERSION = 1
 """Version of the envelope that this release reads and writes."""
-MAX_PAYLOAD_BYTES = 32 * 1024 * 1024
-"""Most bytes an encoded job may take."""
 MAX_RESULT_BYTES = 192 * 1024 * 1024
 """Most bytes an encoded result may take: two streams at their highest ceiling, as base64."""
 
@@ -39,9 +35,7 @@ Decoded = dict[str, object]
 """arq's dict of a job or a result."""
 
 _Milliseconds = Annotated[int, Meta(ge=0, le=2**47)]
-# Beyond that datetime fails, and a stock arq worker with it.
-_SHOWN = 200
-_PLACE = re.compile(r" - at (?:`key` in )?`\$(?P<path>[^`]*)`\Z")
+"""Beyond that datetime fails, and a stock arq worker with it."""
 
 
 class _Envelope(msgspec.Struct, kw_only=True, omit_defaults=True):
@@ -61,22 +55,6 @@ class _Envelope(msgspec.Struct, kw_only=True, omit_defaults=True):
     id: str | UnsetType = UNSET
 
 
-class _Ending(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """Either of the two ways a job can end."""
-
-    result: Result | None = None
-    error: ErrorData | None = None
-
-
-class _WireJob(Job, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A job that may name settings of the host, so that the policy can refuse them by name."""
-
-    runsc_path: msgspec.Raw | UnsetType = UNSET
-    root_dir: msgspec.Raw | UnsetType = UNSET
-    platform: msgspec.Raw | UnsetType = UNSET
-    runsc_flags: msgspec.Raw | UnsetType = UNSET
-
-
 class _NoKeywords(msgspec.Struct, forbid_unknown_fields=True):
     """The keyword arguments of a call: none."""
 
@@ -87,50 +65,9 @@ class _Version(msgspec.Struct):
 
 _version = msgspec.json.Decoder(_Version)
 _envelope = msgspec.json.Decoder(_Envelope)
-_ending = msgspec.json.Decoder(_Ending)
-_job = msgspec.json.Decoder(Job)
-_wire_job = msgspec.json.Decoder(_WireJob)
 _arguments = msgspec.json.Decoder(tuple[msgspec.Raw])
 _keywords = msgspec.json.Decoder(_NoKeywords)
 _encoder = msgspec.json.Encoder()
-
-
-def encode_job(job: Job) -> bytes:
-    """Return a job as JSON.
-
-    Raises:
-        ErrInvalidJob: it does not decode again, or is too large.
-    """
-    try:
-        data = _encoder.encode(job)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise ErrInvalidJob(f"the job cannot be written as JSON: {error}") from error
-    decode_job(data)
-    return data
-
-
-def decode_job(data: bytes | memoryview) -> Job:
-    """Return the job that ``data`` holds.
-
-    Settings of the host among its fields are moved to ``host_settings``, where
-    the policy refuses them by name.
-
-    Raises:
-        ErrInvalidJob: it is not a job, with the path of the offending field.
-    """
-    _check_size(data, MAX_PAYLOAD_BYTES)
-    try:
-        return _job.decode(data)
-    except (ValueError, RecursionError):
-        pass  # it is no job, or one that names settings of the host
-    try:
-        wire = _wire_job.decode(data)
-    except (ValueError, RecursionError) as error:
-        raise _invalid(error) from error
-    fields = {name: getattr(wire, name) for name in Job.__struct_fields__}
-    if found := [name for name in sorted(HOST_OWNED_FIELDS) if getattr(wire, name) is not UNSET]:
-        fields["host_settings"] = dict.fromkeys(found, "set")
-    return Job(**fields)
 
 
 def deserialize(data: bytes) -> Decoded:
@@ -139,7 +76,7 @@ def deserialize(data: bytes) -> Decoded:
     Raises:
         ErrInvalidJob: ``data`` is anything else.
     """
-    _check_size(data, MAX_RESULT_BYTES)
+    check_size(data, MAX_RESULT_BYTES)
     envelope = _open(data)
     if envelope.r is UNSET:
         return {
@@ -149,7 +86,7 @@ def deserialize(data: bytes) -> Decoded:
             "k": {},
             "et": envelope.et,
         }
-    ending = _decode_ending(envelope.r)
+    ending = decode_ending(envelope.r)
     return {
         "t": envelope.t,
         "f": envelope.f,
@@ -168,11 +105,11 @@ def deserialize(data: bytes) -> Decoded:
 
 
 def decode_result(data: bytes) -> Result:
-    """Return the result that an encoded ending holds.
+    """Return the result of a job, from what stands in Redis as that.
 
     Raises:
-        CorralError: the ending is an error, which is raised.
-        ErrInvalidJob: ``data`` is not the ending of a job.
+        CorralError: the job ended in an error, which is raised.
+        ErrInvalidJob: ``data`` is anything else.
     """
     decoded = deserialize(data).get("r")
     if isinstance(decoded, JobCancelled):
@@ -182,11 +119,6 @@ def decode_result(data: bytes) -> Result:
     if isinstance(decoded, Result):
         return decoded
     raise ErrInvalidJob("this is a job, not its result", path="$.r")
-
-
-def encode_ending(value: object) -> bytes:
-    """Return the ending alone, as it stands in a result: a :class:`Result` or an exception."""
-    return _encoder.encode(_to_ending(value))
 
 
 def serialize(fields: Mapping[str, object]) -> bytes:
@@ -205,15 +137,14 @@ def serialize(fields: Mapping[str, object]) -> bytes:
                 "v": VERSION,
                 "a": (),
                 "k": {},
-                "r": _to_ending(fields["r"]),
+                "r": to_ending(fields["r"]),
             }
         )
     arguments = cast("tuple[object, ...]", fields["a"])
     if fields["f"] != FUNCTION or len(arguments) != 1 or fields["k"]:
         raise _wrong_call()
     (job,) = arguments
-    encoded = encode_job(job) if isinstance(job, Job) else _encode_plain(job)
-    return _encoder.encode({**fields, "v": VERSION, "a": (msgspec.Raw(encoded),)})
+    return _encoder.encode({**fields, "v": VERSION, "a": (msgspec.Raw(encode_job(job)),)})
 
 
 def _argument(envelope: _Envelope) -> msgspec.Raw:
@@ -233,51 +164,6 @@ def _wrong_call() -> ErrInvalidJob:
     )
 
 
-def _encode_plain(job: object) -> bytes:
-    try:
-        data = _encoder.encode(job)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise ErrInvalidJob(f"the job cannot be written as JSON: {error}") from error
-    decode_job(data)
-    return data
-
-
-def _to_ending(value: object) -> _Ending:
-    if isinstance(value, Result):
-        return _Ending(result=value)
-    if isinstance(value, JobCancelled):
-        return _Ending(result=value.result)
-    if isinstance(value, asyncio.CancelledError):
-        return _Ending(result=Result(outcome=Outcome.CANCELLED))
-    cause: object = value
-    while isinstance(cause, BaseException):
-        if isinstance(cause, CorralError):
-            return _Ending(error=cause.to_data())
-        if isinstance(cause, JobExecutionFailed):
-            return _fault("job_execution_failed", str(cause))
-        cause = cause.__cause__
-    # The text of a stranger's exception may hold paths or data of the host.
-    return _fault("internal", f"the worker failed with {type(value).__name__}: see its log")
-
-
-def _fault(code: str, message: str) -> _Ending:
-    return _Ending(
-        error=ErrorData(code=code, message=message, kind="fault", retry_safety="unknown")
-    )
-
-
-def _decode_ending(data: msgspec.Raw) -> Result | CorralError:
-    try:
-        ending = _ending.decode(data)
-    except (ValueError, RecursionError) as error:
-        raise _invalid(error, "$.r") from error
-    if ending.error is not None:
-        return CorralError.from_data(ending.error)
-    if ending.result is not None:
-        return ending.result
-    raise ErrInvalidJob("the ending holds neither a result nor an error", path="$.r")
-
-
 def _open(data: bytes) -> _Envelope:
     try:
         envelope = _envelope.decode(data)
@@ -289,7 +175,7 @@ def _open(data: bytes) -> _Envelope:
                 " job_serializer=corral.codec.serialize and"
                 " job_deserializer=corral.codec.deserialize"
             ) from error
-        raise _invalid(error) from error
+        raise malformed(error) from error
     _check_version(envelope.v)
     return envelope
 
@@ -311,21 +197,5 @@ def _check_version(version: int) -> None:
         )
 
 
-def _check_size(data: bytes | memoryview, most: int) -> None:
-    if len(data) > most:
-        raise ErrInvalidJob(f"the payload has {len(data)} bytes, at most {most} are accepted")
-
-
 def _known(value: int | UnsetType) -> int:
     return 0 if value is UNSET else value
-
-
-def _invalid(error: Exception, root: str = "$") -> ErrInvalidJob:
-    match = _PLACE.search(str(error))
-    message, path = (str(error)[: match.start()], match["path"]) if match else (str(error), "")
-    # msgspec gives the path of the object that holds the unknown field. Its
-    # name is the sender's, as long as the payload allows.
-    field = message.removeprefix("Object contains unknown field `")
-    if field != message:
-        path = f"{path}.{field.rstrip('`')}"
-    return ErrInvalidJob(f"malformed: {message[:_SHOWN]}", path=f"{root}{path}"[:_SHOWN])

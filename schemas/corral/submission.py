@@ -14,6 +14,7 @@ from redis.asyncio import Redis
 from corral import codec, keys
 from corral.errors import ErrInvalidJob, ErrQuotaExceeded
 from corral.job import Job
+from corral.job_codec import encode_job
 from corral.reaching import reaching
 from corral.scripts import Argument, Script
 
@@ -111,7 +112,7 @@ def _words(request: Request) -> tuple[Argument, ...]:
         "" if within is None else round(within * 1000),
         _KEEP_PAYLOAD_MS + (0 if within is None else round(within * 1000)),
         key,
-        hashlib.sha256(codec.encode_job(request.job)).hexdigest() if key else "",
+        hashlib.sha256(encode_job(request.job)).hexdigest() if key else "",
     )
 
 

@@ -10,6 +10,7 @@ from redis.asyncio import Redis
 
 from corral import codec, keys
 from corral.done import DoneListener
+from corral.ending_codec import encode_ending
 from corral.errors import CorralError, ErrJobNotFound
 from corral.reaching import reaching
 from corral.result import Outcome, Result
@@ -129,7 +130,7 @@ class SubmittedJob:
                 self._redis,
                 self.tenant,
                 self.id,
-                codec.encode_ending(Result(outcome=Outcome.CANCELLED)),
+                encode_ending(Result(outcome=Outcome.CANCELLED)),
                 _KEEP_RESULT_MS,
                 _STREAM_ENTRIES,
                 _MOST_INLINE_BYTES,

@@ -25,6 +25,7 @@ from corral import (
     codec,
     keys,
 )
+from corral.job_codec import MAX_PAYLOAD_BYTES
 from corral_worker.executor.executor import Attempt
 from corral_worker.sandbox.stop import Stop
 
@@ -160,7 +161,7 @@ async def test_a_draining_worker_takes_no_more_jobs(
         pytest.param(b'{"v":1,"f":"other","et":1,"a":[{"argv":["x"]}]}', "$.f", id="function"),
         pytest.param(b'{"v":1,"f":"execute","et":1,"a":[{"argv":[]}]}', "$.argv", id="empty argv"),
         pytest.param(b'{"v":9}', "$.v", id="newer version"),
-        pytest.param(b"x" * (codec.MAX_PAYLOAD_BYTES + 1), "$", id="too large"),
+        pytest.param(b"x" * (MAX_PAYLOAD_BYTES + 1), "$", id="too large"),
     ],
 )
 async def test_a_poisoned_payload_fails_alone_and_is_kept_aside(

@@ -28,7 +28,8 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from corral import Outcome, Result, codec, keys
+from corral import Outcome, Result, keys
+from corral.ending_codec import encode_ending
 from corral.scripts import Script
 
 TENANTS = ("a", "b", "c")
@@ -36,7 +37,7 @@ LEASE_MS = 60_000
 HOUR_MS = 3_600_000
 FIRST_ESTIMATE_MS = 100
 MOST_LOST = 1000
-CANCELLED = codec.encode_ending(Result(outcome=Outcome.CANCELLED))
+CANCELLED = encode_ending(Result(outcome=Outcome.CANCELLED))
 Reply = tuple[bytes, bytes, list[list[bytes]]]
 KEEP = (60_000, 100, 1000)
 

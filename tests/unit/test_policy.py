@@ -16,8 +16,8 @@ from corral import (
     PolicyNarrowing,
     Violation,
 )
-from corral.codec import decode_job, encode_job
 from corral.job import LOWEST
+from corral.job_codec import decode_job, encode_job
 from corral.policy import HOST_OWNED_FIELDS
 
 RUN = ("python3", "-c", "print(6*7)")

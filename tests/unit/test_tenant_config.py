@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from corral import ErrPolicyUnusable, Job, Limits, Policy, PolicyNarrowing, codec
+from corral import ErrPolicyUnusable, Job, Limits, Policy, PolicyNarrowing
+from corral.job_codec import MAX_PAYLOAD_BYTES
 from corral_worker.queue.tenant_config import (
     ErrInvalidSetting,
     TenantConfig,
@@ -35,7 +36,7 @@ def fields(config: TenantConfig) -> dict[str, bytes]:
         weight=st.none() | st.floats(0.001, 1000),
         concurrency=st.none() | st.integers(0, 1_000_000),
         depth=st.none() | st.integers(0, 1_000_000_000),
-        payload_bytes=st.none() | st.integers(0, codec.MAX_PAYLOAD_BYTES),
+        payload_bytes=st.none() | st.integers(0, MAX_PAYLOAD_BYTES),
         suspended=st.none() | st.booleans(),
     )
 )
@@ -59,7 +60,7 @@ def test_a_policy_is_read_again() -> None:
         (TenantConfig(weight=float("inf")), "weight"),
         (TenantConfig(concurrency=-1), "concurrency"),
         (TenantConfig(depth=-1), "depth"),
-        (TenantConfig(payload_bytes=codec.MAX_PAYLOAD_BYTES + 1), "payload_bytes"),
+        (TenantConfig(payload_bytes=MAX_PAYLOAD_BYTES + 1), "payload_bytes"),
         (TenantConfig(policy=PolicyNarrowing(env_denied=("x" * 70_000,))), "policy"),
     ],
 )

@@ -10,7 +10,8 @@ from typing import Final, Literal, cast
 import msgspec
 from redis.asyncio import Redis
 
-from corral import codec, keys
+from corral import keys
+from corral.job_codec import MAX_PAYLOAD_BYTES
 from corral.scripts import Script
 
 What = Literal["run", "cancelled", "dead", "large", "gone"]
@@ -85,7 +86,7 @@ class Claims:
             self._lease_ms,
             self._nonce,
             self._most_lost,
-            codec.MAX_PAYLOAD_BYTES,
+            MAX_PAYLOAD_BYTES,
             _MOST_BYTES_AT_ONCE,
         )
         self._nonce = secrets.token_hex(8)

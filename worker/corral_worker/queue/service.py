@@ -24,6 +24,7 @@ from corral import (
     codec,
     keys,
 )
+from corral.job_codec import MAX_PAYLOAD_BYTES
 from corral_worker.executor.executor import Attempt
 from corral_worker.queue.claims import Claim
 from corral_worker.queue.commits import Commit, Commits
@@ -100,9 +101,9 @@ class JobService:
             case "gone":
                 return _Ending(how=Result(outcome=Outcome.EXPIRED))
             case "large":
-                most = codec.MAX_PAYLOAD_BYTES
                 return _Ending(
-                    how=ErrInvalidJob(f"the payload has more than {most} bytes"), dead=_INVALID
+                    how=ErrInvalidJob(f"the payload has more than {MAX_PAYLOAD_BYTES} bytes"),
+                    dead=_INVALID,
                 )
             case "dead":
                 return _Ending(

@@ -10,7 +10,8 @@ import structlog
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from corral import Outcome, Result, codec, keys
+from corral import Outcome, Result, keys
+from corral.ending_codec import encode_ending
 from corral.scripts import Script
 from corral_worker.admission.decision import Shortage
 from corral_worker.admission.gate import Gate
@@ -75,8 +76,8 @@ class Sweeper:
             self._worker,
             round(_GONE_AFTER_S * 1000),
             round(_LEADER_LEASE_S * 1000),
-            codec.encode_ending(Result(outcome=Outcome.CANCELLED)),
-            codec.encode_ending(Result(outcome=Outcome.EXPIRED)),
+            encode_ending(Result(outcome=Outcome.CANCELLED)),
+            encode_ending(Result(outcome=Outcome.EXPIRED)),
             *self._keep.words(),
         )
         await self._tell()

@@ -10,7 +10,8 @@ from typing import Annotated, Final, Literal
 import msgspec
 from msgspec import Meta
 
-from corral import CorralError, ErrPolicyUnusable, PolicyNarrowing, Rejection, codec
+from corral import CorralError, ErrPolicyUnusable, PolicyNarrowing, Rejection
+from corral.job_codec import MAX_PAYLOAD_BYTES
 from corral_worker import settings_rules
 
 MOST_POLICY_BYTES: Final = 64 * 1024
@@ -34,7 +35,7 @@ class TenantConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Most jobs that run at one time, over all workers."""
     depth: Annotated[int, Meta(ge=0, le=1_000_000_000)] | None = None
     """Most jobs queued or running at one time."""
-    payload_bytes: Annotated[int, Meta(ge=0, le=codec.MAX_PAYLOAD_BYTES)] | None = None
+    payload_bytes: Annotated[int, Meta(ge=0, le=MAX_PAYLOAD_BYTES)] | None = None
     """Most bytes of one encoded job."""
     suspended: bool | None = None
     """Whether its jobs wait. Those that run go on."""
