@@ -12,9 +12,13 @@ from click.testing import Result as Invoked
 from corral_worker.cli.root import corral
 
 
+def invoke_now(*args: str, stdin: bytes = b"") -> Invoked:
+    return CliRunner().invoke(corral, args, input=stdin, prog_name="corral")
+
+
 async def invoke(*args: str) -> Invoked:
     # A command has an event loop of its own.
-    return await run_sync(partial(CliRunner().invoke, corral, args, prog_name="corral"))
+    return await run_sync(partial(invoke_now, *args))
 
 
 async def ok(*args: str) -> str:

@@ -7,13 +7,7 @@ import secrets
 from pathlib import Path
 
 import pytest
-from support.estates import (
-    furnish,
-    living,
-    owner_of,
-    sweep,
-    traces,
-)
+from support.estates import furnish, living, owner_of, sweep, traces
 
 from corral_worker.process.identity import ProcessIdentity
 from corral_worker.reaper.claim import Claim

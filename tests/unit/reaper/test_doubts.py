@@ -8,12 +8,7 @@ import os
 from pathlib import Path
 
 import pytest
-from support.estates import (
-    furnish,
-    gives_up_its_locks,
-    killed,
-    sweep,
-)
+from support.estates import furnish, gives_up_its_locks, killed, sweep
 
 from corral_worker.reaper.claim import Claim
 from corral_worker.reaper.trace import Counts

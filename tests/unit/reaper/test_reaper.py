@@ -8,14 +8,7 @@ from pathlib import Path
 import anyio
 import pytest
 from structlog.testing import capture_logs
-from support.estates import (
-    A_MINUTE,
-    OF_ITS_WORKER,
-    OF_ONE_SANDBOX,
-    furnish,
-    killed,
-    living,
-)
+from support.estates import A_MINUTE, OF_ITS_WORKER, OF_ONE_SANDBOX, furnish, killed, living
 
 from corral_worker.reaper import reaper as reapers
 from corral_worker.reaper.reaper import Reaper

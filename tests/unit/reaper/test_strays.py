@@ -7,14 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from support.estates import (
-    A_MINUTE,
-    OF_ONE_SANDBOX,
-    Start,
-    furnish,
-    living,
-    traces,
-)
+from support.estates import A_MINUTE, OF_ONE_SANDBOX, Start, furnish, living, traces
 
 from corral_worker.reaper.claim import Claim
 from corral_worker.reaper.sweep import Deadline, Sweep, Sweeper

@@ -7,22 +7,12 @@ import json
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
-from click.testing import Result as Invoked
 from msgspec import structs
+from support.commands import invoke_now as invoke
 
-from corral import (
-    ErrInvalidJob,
-    Explanation,
-    JobStatus,
-    Limits,
-    Outcome,
-    PolicyNarrowing,
-    WaitsFor,
-)
+from corral import ErrInvalidJob, Explanation, JobStatus, Limits, Outcome, PolicyNarrowing, WaitsFor
 from corral.status import explained
 from corral_worker.cli import dead, jobs, tenants_text
-from corral_worker.cli.root import corral
 from corral_worker.cli.text import printable
 from corral_worker.queue.dead import DeadJob, DeadLetter, DeadLetters
 from corral_worker.queue.tenant_config import TenantConfig
@@ -75,15 +65,6 @@ STATE = TenantState(
     waiting=5,
     running=1,
 )
-
-
-def invoke(*args: str) -> Invoked:
-    return CliRunner().invoke(corral, args, prog_name="corral")
-
-
-@pytest.fixture(autouse=True)
-def _no_redis(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CORRAL_REDIS_URL", "redis://worker:hunter2@127.0.0.1:1/0")
 
 
 # Jobs.
