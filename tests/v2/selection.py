@@ -35,7 +35,7 @@ RUN: Final = (
     "tests/live/test_stopping.py::test_a_sandbox_that_is_being_started_can_be_cancelled_at_any_moment",
     "tests/live/test_on_the_host.py::test_no_process_of_a_sandbox_is_root_on_the_host_or_has_a_capability",
     "tests/live/test_reaper.py::test_a_version_2_cgroup_is_killed_as_a_whole_and_removed",
-    "tests/live/test_worker.py::test_a_worker_in_a_delegated_cgroup_keeps_to_it",
+    "tests/live/worker/test_on_its_host.py::test_a_worker_in_a_delegated_cgroup_keeps_to_it",
     "tests/live/test_warm.py::test_limits_are_the_jobs_own_and_read_back",
     "tests/live/test_warm.py::test_what_was_used_before_the_job_came_is_not_the_jobs",
     "tests/live/test_warm.py::test_a_pool_gives_each_job_a_sandbox_of_its_own_and_makes_another",

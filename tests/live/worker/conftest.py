@@ -1,0 +1,74 @@
+"""Workers as an operator runs them, and their callers."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import arq
+import pytest
+from arq.connections import ArqRedis, RedisSettings
+from support.workers import RunningWorker, running_worker, unified_parent
+
+from corral import Client, codec
+from corral_worker.settings import Secret, Settings
+
+
+@pytest.fixture
+def state_dir() -> Iterator[Path]:
+    # pytest's own directories can be too deep for the path of runsc's socket.
+    with tempfile.TemporaryDirectory(prefix="corral-") as name:
+        yield Path(name)
+
+
+@pytest.fixture(scope="session")
+def base_image_dir() -> Path:
+    """The host's own images; ``base`` is built if it is not among them."""
+    images = Settings(redis_url=Secret("")).images
+    build = [sys.executable, "-m", "corral_worker", "images", "build", "--missing", "base"]
+    subprocess.run(build, check=True)
+    return images
+
+
+@pytest.fixture
+def environ(redis_url: str, state_dir: Path, base_image_dir: Path) -> Iterator[dict[str, str]]:
+    environ = {
+        "PATH": os.environ["PATH"],
+        "CORRAL_REDIS_URL": redis_url,
+        "CORRAL_STATE_DIR": str(state_dir),
+        "CORRAL_IMAGE_DIR": str(base_image_dir),
+        "CORRAL_CGROUP_PARENT": f"/corral-worker-test-{os.getpid()}",
+        "CORRAL_LOG_FORMAT": "json",
+        "SECRET_OF_THE_HOST": "do-not-leak",
+    }
+    yield environ
+    with suppress(FileNotFoundError):
+        unified_parent(environ).rmdir()
+
+
+@pytest.fixture
+async def worker(environ: dict[str, str]) -> AsyncIterator[RunningWorker]:
+    async with running_worker(environ) as worker:
+        yield worker
+
+
+@pytest.fixture
+async def client(redis_url: str) -> AsyncIterator[Client]:
+    async with Client(redis_url) as client:
+        yield client
+
+
+@pytest.fixture
+async def pool(redis_url: str) -> AsyncIterator[ArqRedis]:
+    pool = await arq.create_pool(
+        RedisSettings.from_dsn(redis_url),
+        job_serializer=codec.serialize,
+        job_deserializer=codec.deserialize,
+    )
+    yield pool
+    await pool.aclose(close_connection_pool=True)
