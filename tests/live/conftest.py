@@ -8,6 +8,7 @@ import secrets
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -15,6 +16,7 @@ from pathlib import Path
 import anyio
 import pytest
 from msgspec.structs import replace
+from support.host_traces import mentions, parents_of
 
 from corral import CorralError, EffectiveLimits, ErrImageNotFound, ErrWorkerLost, Job
 from corral_worker.images.builder import ImageBuilder, default_recipes
@@ -22,6 +24,7 @@ from corral_worker.images.store import ImageStore
 from corral_worker.pool.pause import build_pause_image
 from corral_worker.pool.prepared import NotPreparedError, Prepared, Shape
 from corral_worker.sandbox import ladder, lifecycle
+from corral_worker.sandbox.cgroup import pids_below, remove_below, signal_all
 from corral_worker.sandbox.cgroup_host import CgroupHost
 from corral_worker.sandbox.holdings import Holdings
 from corral_worker.sandbox.lifecycle import ColdStart, Report, Sandboxes
@@ -110,6 +113,29 @@ def cgroups() -> Iterator[CgroupHost]:
         for directory in _cgroups(host.parent):
             directory.rmdir()
     assert _cgroups(host.parent) == []
+
+
+@pytest.fixture
+def parent() -> Iterator[CgroupHost]:
+    """A parent of cgroups for this test alone, removed with all below it."""
+    host = CgroupHost.of_this_host(f"/corral-test-{os.getpid()}-{secrets.token_hex(4)}")
+    host.prepare()
+    yield host
+    for directory in parents_of(host):
+        # Only a test that failed has left any.
+        signal_all(pids_below(directory))
+        gives_up = time.monotonic() + 5
+        while pids_below(directory) and time.monotonic() < gives_up:
+            time.sleep(0.01)
+        remove_below(directory)
+
+
+@pytest.fixture
+def state_dir() -> Iterator[Path]:
+    """A directory for workers of this test alone."""
+    # pytest's own directories can be too deep for the path of runsc's socket.
+    with tempfile.TemporaryDirectory(prefix="corral-") as name:
+        yield Path(name)
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -254,7 +280,7 @@ def _remains(runsc: Runsc, cgroups: CgroupHost, directory: Path) -> list[str]:
         *(f"file {path}" for path in (directory / "b").iterdir()),
         *(f"cgroup {path}" for parent in _cgroups(cgroups.parent) for path in _children(parent)),
         *(f"mount {line}" for line in _lines("/proc/mounts") if str(directory) in line),
-        *_processes(str(directory)),
+        *mentions(str(directory)),
     ]
 
 
@@ -271,16 +297,6 @@ def _children(cgroup: Path) -> list[Path]:
 
 def _lines(file: str) -> list[str]:
     return Path(file).read_text().splitlines()
-
-
-def _processes(mention: str) -> Iterator[str]:
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            command = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        if mention in command:
-            yield f"process {process.name}: {command}"
 
 
 def _descriptors() -> dict[str, str]:

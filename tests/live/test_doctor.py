@@ -7,8 +7,6 @@ import os
 import secrets
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -27,12 +25,6 @@ class Document(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     def status(self, name: str) -> str:
         return next(finding.status for finding in self.findings if finding.name == name)
-
-
-@pytest.fixture
-def state_dir() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="corral-") as made:
-        yield Path(made)
 
 
 @pytest.fixture

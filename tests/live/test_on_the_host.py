@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
-import secrets
 import shutil
 import sys
 import tempfile
-import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import anyio
 import pytest
+from support.host_traces import mentions, running_in
 
 from corral import EffectiveLimits, ErrSandboxExecutionFailed, Job, Outcome
-from corral_worker.sandbox.cgroup import (
-    pids_below,
-    remove_below,
-    signal_all,
-    wait_until_empty,
-)
+from corral_worker.sandbox.cgroup import wait_until_empty
 from corral_worker.sandbox.cgroup_host import CgroupHost
 from corral_worker.sandbox.holdings import Holdings
 from corral_worker.sandbox.lifecycle import ColdStart, Report
@@ -53,16 +46,6 @@ async def running(sandboxes: ColdStart, runsc: Runsc, rootfs: Path) -> AsyncIter
             yield names[0]
         finally:
             stop.request("cancelled")
-
-
-def running_in(root: Path) -> list[str]:
-    """Return the ids of the sandboxes whose program runs."""
-    return [
-        file.name.partition("_sandbox:")[0]
-        for file in root.glob("*.state")
-        # As text, for runsc may be about to write it.
-        if b'"status":"running"' in file.read_bytes()
-    ]
 
 
 def sentry_of(runsc: Runsc, sandbox: str) -> int:
@@ -158,32 +141,6 @@ anyio.run(sandboxes.run, job, EffectiveLimits(wall_s=500), Path(rootfs), Stop())
 
 
 @pytest.fixture
-def parent() -> Iterator[CgroupHost]:
-    """A parent of sandboxes for this test alone, removed with all below it."""
-    host = CgroupHost.of_this_host(f"/corral-test-{os.getpid()}-{secrets.token_hex(4)}")
-    host.prepare()
-    yield host
-    for directory in directories(host):
-        # Only a test that failed has left any.
-        signal_all(pids_below(directory))
-    for directory in directories(host):
-        eventually_removed(directory)
-
-
-def eventually_removed(directory: Path) -> None:
-    gives_up = time.monotonic() + 5
-    while pids_below(directory) and time.monotonic() < gives_up:
-        time.sleep(0.01)
-    remove_below(directory)
-
-
-def directories(host: CgroupHost) -> list[Path]:
-    """Return the parent's directories in all hierarchies."""
-    mounts = {*host._hierarchies.values(), *([host._unified] if host._unified else [])}
-    return [path for mount in mounts if (path := mount / host.parent.lstrip("/")).exists()]
-
-
-@pytest.fixture
 def own_directory() -> Iterator[Path]:
     """A directory that a worker which is killed leaves behind."""
     made = Path(tempfile.mkdtemp(prefix="corral-"))
@@ -229,18 +186,6 @@ async def test_a_sandbox_does_not_outlive_a_worker_that_is_killed(
 
 def bundles(directory: Path) -> list[Path]:
     return list((directory / "b").iterdir())
-
-
-def mentions(text: str) -> list[str]:
-    """Return the processes that have a text in their arguments; zombies have none."""
-    found: list[str] = []
-    for file in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            if text.encode() in file.read_bytes():
-                found.append(str(file))
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-    return found
 
 
 @pytest.fixture

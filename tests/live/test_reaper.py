@@ -7,24 +7,24 @@ import os
 import secrets
 import signal
 import subprocess
-import sys
 import tempfile
-import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import ExitStack, asynccontextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import anyio
 import anyio.to_thread
 import msgspec
 import pytest
+from support.host_traces import mentions, mounts_of, parents_of, processes_with
+from support.other_worker import BUSY, SECRET, other_worker
 
-from corral import EffectiveLimits, Job
+from corral import EffectiveLimits
 from corral_worker.reaper.claim import Claim, Owner
 from corral_worker.reaper.reaper import Reaper
 from corral_worker.reaper.sweep import Deadline, Sweep, Sweeper
 from corral_worker.reaper.trace import NETWORK_NAMESPACES, Counts, names_in
-from corral_worker.sandbox.cgroup import pids_below, remove_below, signal_all
+from corral_worker.sandbox.cgroup import remove_below
 from corral_worker.sandbox.cgroup_host import CgroupHost
 from corral_worker.sandbox.holdings import Holdings
 from corral_worker.sandbox.lifecycle import ColdStart, Report
@@ -34,153 +34,16 @@ from corral_worker.sandbox.stop import Stop
 pytestmark = pytest.mark.live
 
 LIMITS = EffectiveLimits(wall_s=100)
-SECRET = "secret-of-the-job"
-BUSY = Job(
-    argv=("/bin/sh", "-c", "trap '' TERM; setsid sleep 1000 & sleep 1000"),
-    env={"TOKEN": SECRET},
-)
-
-
-@pytest.fixture
-def parent() -> Iterator[CgroupHost]:
-    """A parent of cgroups for this test alone, removed with all below it."""
-    host = CgroupHost.of_this_host(f"/corral-test-{os.getpid()}-{secrets.token_hex(4)}")
-    host.prepare()
-    yield host
-    for directory in directories(host):
-        # Only a test that failed has left any.
-        signal_all(pids_below(directory))
-        gives_up = time.monotonic() + 5
-        while pids_below(directory) and time.monotonic() < gives_up:
-            time.sleep(0.01)
-        remove_below(directory)
-
-
-def mounts(host: CgroupHost) -> list[Path]:
-    return list({*host._hierarchies.values(), *([host._unified] if host._unified else [])})
-
-
-def directories(host: CgroupHost) -> list[Path]:
-    """Return the parent's directories in all hierarchies."""
-    found = (mount / host.parent.lstrip("/") for mount in mounts(host))
-    return [directory for directory in found if directory.exists()]
-
-
-@pytest.fixture
-def state_dir() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="corral-") as name:
-        yield Path(name)
-
-
-WORKER = """
-import sys
-from pathlib import Path
-
-import anyio
-
-from corral import EffectiveLimits, Job
-from corral_worker.reaper.claim import Claim
-from corral_worker.sandbox.cgroup_host import CgroupHost
-from corral_worker.sandbox.holdings import Holdings
-from corral_worker.sandbox.lifecycle import ColdStart
-from corral_worker.sandbox.runsc import Runsc
-from corral_worker.sandbox.stop import Stop
-
-state_dir, parent, rootfs, binary, argv, count = sys.argv[1:]
-cgroups = CgroupHost.of_this_host(parent)
-claim = Claim.make(Path(state_dir), cgroups)
-sandboxes = ColdStart(
-    runsc=Runsc(binary=Path(binary), root=claim.runsc_root, platform="systrap"),
-    cgroups=cgroups,
-    runs=claim.runs,
-    holdings=Holdings(claim.worker),
-    start_timeout_s=60,
-)
-
-
-async def main():
-    async with anyio.create_task_group() as tasks:
-        for _ in range(int(count)):
-            job = Job(argv=("/bin/sh", "-c", argv), env={"TOKEN": "secret-of-the-job"})
-            tasks.start_soon(
-                sandboxes.run, job, EffectiveLimits(wall_s=500), Path(rootfs), Stop()
-            )
-        await anyio.sleep_forever()
-
-
-print(claim.worker, flush=True)
-anyio.run(main)
-"""
-
-
-class OtherWorker:
-    """A worker in a process of its own, which runs some sandboxes until it is killed."""
-
-    def __init__(self, process: anyio.abc.Process, worker: str, state_dir: Path) -> None:
-        self.process = process
-        self.worker = worker
-        self.directory = state_dir / f"w-{worker}"
-
-    def running(self) -> list[str]:
-        """Return the sandboxes whose program runs."""
-        return [
-            file.name.partition("_sandbox:")[0]
-            for file in (self.directory / "r").glob("*.state")
-            if b'"status":"running"' in file.read_bytes()
-        ]
-
-    async def killed(self) -> None:
-        self.process.kill()
-        await self.process.wait()
-
-
-@asynccontextmanager
-async def other_worker(
-    state_dir: Path,
-    parent: CgroupHost,
-    runsc: Runsc,
-    rootfs: Path,
-    count: int = 1,
-    *,
-    before: tuple[str, ...] = (),
-) -> AsyncIterator[OtherWorker]:
-    arguments = [state_dir, parent.parent, rootfs, runsc.binary, BUSY.argv[2], count]
-    async with await anyio.open_process(
-        [*before, sys.executable, "-c", WORKER, *map(str, arguments)], stderr=sys.stderr
-    ) as process:
-        try:
-            assert process.stdout is not None
-            with anyio.fail_after(120):
-                mark = (await process.stdout.receive()).decode().strip()
-                worker = OtherWorker(process, mark, state_dir)
-                while len(worker.running()) < count:
-                    await anyio.sleep(0.01)
-            yield worker
-        finally:
-            if process.returncode is None:
-                process.kill()
 
 
 def remains(host: CgroupHost, worker: str) -> list[str]:
     """Return all cgroups, in any hierarchy, files, processes and mounts of a worker."""
     return [
-        *(str(path) for top in directories(host) for path in top.glob(f"corral-{worker}*")),
+        *(str(path) for top in parents_of(host) for path in top.glob(f"corral-{worker}*")),
         *mentions(f"w-{worker}"),
         *mentions(f"corral-{worker}"),
         *(line for line in Path("/proc/mounts").read_text().splitlines() if worker in line),
     ]
-
-
-def mentions(text: str) -> list[str]:
-    found: list[str] = []
-    for file in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            words = file.read_bytes().replace(b"\0", b" ").decode(errors="replace")
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        if text in words:
-            found.append(f"{file} {words}")
-    return found
 
 
 async def swept(state_dir: Path, host: CgroupHost) -> Sweep:
@@ -283,7 +146,7 @@ async def test_cgroups_with_processes_are_emptied_and_removed_in_every_hierarchy
         sleepers = [stack.enter_context(sleeping()) for _ in range(2)]
         for sleeper in sleepers:
             stack.callback(sleeper.kill)
-        for mount in mounts(parent):
+        for mount in mounts_of(parent):
             group = mount / parent.parent.lstrip("/") / sandbox / "inner"
             group.mkdir(parents=True)
             if (group / "cpuset.cpus").exists():
@@ -308,7 +171,7 @@ def unified() -> Iterator[CgroupHost]:
     parent = f"/corral-test-{os.getpid()}-{secrets.token_hex(4)}"
     host = CgroupHost(parent, mountinfo=mountinfo, membership="0::/\n")
     yield host
-    for directory in directories(host):
+    for directory in parents_of(host):
         remove_below(directory)
 
 
@@ -322,7 +185,7 @@ async def test_a_version_2_cgroup_is_killed_as_a_whole_and_removed(
         theirs, others = stack.enter_context(sleeping()), stack.enter_context(sleeping())
         stack.callback(theirs.kill)
         stack.callback(others.kill)
-        (mount,) = mounts(unified)
+        (mount,) = mounts_of(unified)
         for claim, process in ((dead, theirs), (lives, others)):
             name = f"corral-{claim.worker}-000001"
             group = mount / unified.parent.lstrip("/") / name / "sandbox"
@@ -433,9 +296,7 @@ async def test_nothing_is_left_of_a_sandbox_whose_processes_are_killed(
         sandbox = file.name.partition("_sandbox:")[0]
         sentry = json.loads(file.read_bytes())["sandbox"]["pid"]
         frontends = [
-            process
-            for process in map(int, pids_of(f"run --bundle {directory}"))
-            if process != sentry
+            process for process in processes_with(f"run --bundle {directory}") if process != sentry
         ]
         assert holdings.now() == {sandbox}
         for pid in {"runsc": frontends, "sentry": [sentry], "both": [*frontends, sentry]}[victim]:
@@ -446,7 +307,3 @@ async def test_nothing_is_left_of_a_sandbox_whose_processes_are_killed(
     assert cgroups.names() == set()
     assert list(runsc.root.iterdir()) == list((directory / "b").iterdir()) == []
     assert holdings.now() == set()
-
-
-def pids_of(text: str) -> list[str]:
-    return [line.split("/")[2] for line in mentions(text)]

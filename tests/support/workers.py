@@ -12,6 +12,7 @@ from pathlib import Path
 
 import anyio
 import anyio.to_thread
+from support.host_traces import mentions
 
 from corral import Job, JobStatus, SubmittedJob
 
@@ -97,11 +98,6 @@ def sandbox_cgroups(environ: Mapping[str, str]) -> list[Path]:
 
 def unified_parent(environ: Mapping[str, str]) -> Path:
     return Path("/sys/fs/cgroup", environ["CORRAL_CGROUP_PARENT"].lstrip("/"))
-
-
-def mentions(text: str) -> list[str]:
-    found = Path("/proc").glob("[0-9]*/cmdline")
-    return [str(path) for path in found if text.encode() in _read(path)]
 
 
 def _read(path: Path) -> bytes:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -17,13 +16,6 @@ from support.workers import RunningWorker, running_worker, unified_parent
 
 from corral import Client, codec
 from corral_worker.settings import Secret, Settings
-
-
-@pytest.fixture
-def state_dir() -> Iterator[Path]:
-    # pytest's own directories can be too deep for the path of runsc's socket.
-    with tempfile.TemporaryDirectory(prefix="corral-") as name:
-        yield Path(name)
 
 
 @pytest.fixture(scope="session")

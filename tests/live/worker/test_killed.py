@@ -9,11 +9,11 @@ from pathlib import Path
 import anyio
 import anyio.to_thread
 import pytest
+from support.host_traces import mentions
 from support.workers import (
     HELLO,
     SLEEPER,
     left_behind,
-    mentions,
     running_programs,
     sandbox_cgroups,
     started_worker,
