@@ -7,14 +7,7 @@ from typing import get_args
 import pytest
 
 import corral
-from corral import (
-    CorralError,
-    ErrInvalidJob,
-    ErrSecurityViolation,
-    Fault,
-    Rejection,
-    Violation,
-)
+from corral import CorralError, ErrInvalidJob, ErrSecurityViolation, Fault, Rejection, Violation
 from corral.errors import ErrorData, RetrySafety
 
 REJECTIONS = {

@@ -15,6 +15,7 @@ RUN: Final = (
     # What depends on the version of the cgroups. The rest says the same on every host, and
     # emulated it would take an hour.
     "tests/unit/test_cgroup.py",
+    "tests/unit/test_cgroup_host.py",
     "tests/live/test_cgroup.py",
     "tests/live/test_endings.py::test_a_program_says_hello",
     "tests/live/test_endings.py::test_an_exit_code_is_the_programs_own_even_if_it_looks_like_a_signal",
