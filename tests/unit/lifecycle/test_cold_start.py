@@ -1,0 +1,188 @@
+"""The life of a sandbox that ends by itself, or never begins."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from structlog.testing import capture_logs
+from support.cold_starts import (
+    HOLDINGS,
+    JOB,
+    LIMITS,
+    ROOTFS,
+    SOON_S,
+    Cgroup,
+    Cgroups,
+    Script,
+    Verbs,
+    left,
+)
+
+from corral import (
+    ErrGVisorNotAvailable,
+    ErrProgramNotFound,
+    ErrSandboxCreationFailed,
+    ErrSandboxExecutionFailed,
+    HostLimits,
+    Outcome,
+)
+from corral_worker.sandbox import lifecycle
+from corral_worker.sandbox.cgroup import CgroupError, Counters
+from corral_worker.sandbox.ladder import Life
+from corral_worker.sandbox.lifecycle import ColdStart
+from corral_worker.sandbox.outcome import Ending
+from corral_worker.sandbox.place import LogBook
+from corral_worker.sandbox.runsc import Runsc
+from corral_worker.sandbox.stop import Stop
+
+
+async def test_a_program_that_ends_by_itself_needs_no_other_call(
+    sandboxes: ColdStart, runsc: Runsc, runs: Path, verbs: Verbs
+) -> None:
+    report = await sandboxes.run(JOB, LIMITS, ROOTFS, Stop())
+
+    assert report.ending == Ending(outcome=Outcome.EXITED, exit_code=0)
+    assert report.stdout.data == b"hello\n"
+    assert report.termination is None
+    assert report.leftovers == ()
+    assert verbs() == ["run"]
+    assert left(runsc, runs) == []
+
+
+async def test_what_runsc_left_behind_is_deleted(
+    sandboxes: ColdStart, runsc: Runsc, runs: Path, verbs: Verbs, script: Script
+) -> None:
+    script("run", "state running; note 768; exit 3")
+
+    report = await sandboxes.run(JOB, LIMITS, ROOTFS, Stop())
+
+    assert report.ending == Ending(outcome=Outcome.EXITED, exit_code=3)
+    assert report.termination is None
+    assert verbs() == ["run", "delete"]
+    assert left(runsc, runs) == []
+
+
+def test_a_sentry_cannot_have_a_program_begin_before_its_sandbox(runsc: Runsc) -> None:
+    life = Life(LIMITS, runsc.state("corral-1"))
+
+    report = lifecycle.report(
+        "corral-1",
+        life,
+        Stop(),
+        LogBook(errors=(), panic="", wait_status=0, begun=True, run_s=3e11),
+        counters=Counters(cpu_s=0, peak_memory_bytes=0, peak_tasks=None, oom_kills=0),
+        host_limits=HostLimits(memory_bytes=1, swap_bytes=0, cpus=1, tasks=1),
+        start="cold",
+        leftovers=(),
+    )
+
+    assert report.start_s >= 0
+    assert report.run_s < SOON_S
+
+
+async def test_a_program_that_is_missing_is_told_from_a_sandbox_that_fails(
+    sandboxes: ColdStart, script: Script
+) -> None:
+    script(
+        "run",
+        "echo internal >&2; complain 'starting sandbox: failed to load /x: no such file "
+        "or directory'; exit 128",
+    )
+
+    report = await sandboxes.run(JOB, LIMITS, ROOTFS, Stop())
+
+    assert isinstance(report.ending, ErrProgramNotFound)
+    assert report.stderr.data == b""
+
+
+async def test_a_sandbox_that_fails_to_start_says_why_and_never_in_the_jobs_stderr(
+    sandboxes: ColdStart, runsc: Runsc, runs: Path, script: Script
+) -> None:
+    script("run", "echo internal >&2; complain 'cannot set up rootfs'; exit 128")
+
+    report = await sandboxes.run(JOB, LIMITS, ROOTFS, Stop())
+
+    assert isinstance(report.ending, ErrSandboxCreationFailed)
+    assert "cannot set up rootfs" in report.ending.detail
+    assert "cannot set up rootfs" not in report.ending.message
+    assert (report.stderr.data, report.run_s) == (b"", 0.0)
+    assert left(runsc, runs) == []
+
+
+async def test_a_sandbox_that_breaks_while_the_program_runs_is_a_fault(
+    sandboxes: ColdStart, runsc: Runsc, runs: Path, script: Script
+) -> None:
+    script("run", "state running; echo before; sleep 0.1; echo 'panic: oops' >$panic; exit 2")
+
+    report = await sandboxes.run(JOB, LIMITS, ROOTFS, Stop())
+
+    assert isinstance(report.ending, ErrSandboxExecutionFailed)
+    assert "panic: oops" in report.ending.detail
+    assert "oops" not in report.ending.message
+    assert report.stdout.data == b"before\n"
+    assert left(runsc, runs) == []
+
+
+async def test_a_missing_runsc_is_told_and_nothing_is_left(
+    cgroup: Cgroup, runs: Path, tmp_path: Path
+) -> None:
+    missing = Runsc(binary=tmp_path / "none", root=runs, platform="systrap")
+    sandboxes = ColdStart(
+        runsc=missing, cgroups=Cgroups(cgroup), runs=runs, holdings=HOLDINGS, start_timeout_s=1
+    )
+
+    with pytest.raises(ErrGVisorNotAvailable, match="is gone, or was replaced") as raised:
+        await sandboxes.run(JOB, LIMITS, ROOTFS, Stop())
+
+    assert str(tmp_path) in raised.value.detail
+    assert str(tmp_path) not in raised.value.message
+    assert left(missing, runs) == []
+
+
+async def test_a_limit_that_cannot_be_held_refuses_the_job(
+    sandboxes: ColdStart, cgroup: Cgroup, runsc: Runsc, runs: Path
+) -> None:
+    cgroup.refuses = CgroupError("pids.max does not take '5'")
+
+    with pytest.raises(ErrSandboxCreationFailed, match=r"cannot be enforced") as raised:
+        await sandboxes.run(JOB, LIMITS, ROOTFS, Stop())
+
+    assert raised.value.detail == "pids.max does not take '5'"
+    assert "pids.max" not in raised.value.message
+    assert raised.value.retry_safety == "not_started"
+    assert left(runsc, runs) == []
+    assert not (runsc.root / "fake" / "verbs").exists()
+
+
+async def test_a_bundle_that_cannot_be_written_is_told(
+    runsc: Runsc, cgroup: Cgroup, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    sandboxes = ColdStart(
+        runsc=runsc,
+        cgroups=Cgroups(cgroup),
+        runs=tmp_path / "file",
+        holdings=HOLDINGS,
+        start_timeout_s=1,
+    )
+
+    with pytest.raises(
+        ErrSandboxCreationFailed, match="bundle cannot be written: Not a directory"
+    ) as raised:
+        await sandboxes.run(JOB, LIMITS, ROOTFS, Stop())
+
+    assert str(tmp_path) in raised.value.detail
+    assert str(tmp_path) not in raised.value.message
+
+
+async def test_what_could_not_be_removed_is_reported_and_logged(
+    sandboxes: ColdStart, cgroup: Cgroup
+) -> None:
+    cgroup.stays = CgroupError("cgroup /corral/one cannot be removed: busy")
+
+    with capture_logs() as logs:
+        report = await sandboxes.run(JOB, LIMITS, ROOTFS, Stop())
+
+    assert report.leftovers == ("cgroup /corral/one cannot be removed: busy",)
+    assert [entry["event"] for entry in logs] == ["sandbox.leftovers"]
