@@ -12,9 +12,9 @@ import sys
 
 import anyio
 import structlog
+from support.null_executor import NullExecutor
 
 from corral.connection import connect
-from corral_worker.executor.null import NullExecutor
 from corral_worker.queue.consumer import Consumer
 
 

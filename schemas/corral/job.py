@@ -23,7 +23,7 @@ LOWEST: Mapping[str, float] = MappingProxyType(
 """Limits below which no sandbox starts."""
 
 _MAX_ID = 2**31 - 1
-_NAMED_IDS = {"root": 0, "nobody": 65534, "nogroup": 65534}
+_NAMED_IDS: Mapping[str, int] = MappingProxyType({"root": 0, "nobody": 65534, "nogroup": 65534})
 
 
 def _check_finite(value: float | None, path: str) -> None:

@@ -164,7 +164,7 @@ class JobCancelled(asyncio.CancelledError):
 
     arq tells its callers of an abort by :class:`asyncio.CancelledError`; this
     one also has the :class:`Result` with the partial output.
-    :meth:`corral.Client.result` returns the result instead.
+    :meth:`corral.SubmittedJob.result` returns the result instead.
     """
 
     def __init__(self, result: Result) -> None:

@@ -27,7 +27,8 @@ from corral_worker.sandbox.holdings import Holdings
 from corral_worker.sandbox.lifecycle import ColdStart, Report
 from corral_worker.sandbox.runsc import Runsc, find
 from corral_worker.sandbox.stop import Stop
-from corral_worker.settings import Secret, Settings
+from corral_worker.secret import Secret
+from corral_worker.settings import Settings
 
 WALL_S = 0.5
 PROGRAMS = {

@@ -8,7 +8,8 @@ from arq.connections import ArqRedis
 
 from corral_worker.doctor.finding import Finding
 from corral_worker.doctor.redis_server import look_at_redis
-from corral_worker.settings import Secret, Settings
+from corral_worker.secret import Secret
+from corral_worker.settings import Settings
 
 
 async def found(url: str) -> dict[str, Finding]:

@@ -17,13 +17,13 @@ import anyio
 import pytest
 from arq.connections import ArqRedis
 from msgspec import structs
+from support.null_executor import NullExecutor
 from support.serving import SOON_S
 
 from corral import Client, ErrWorkerLost, Job, Outcome, Result, codec, keys
 from corral.connection import connect
 from corral.scripts import Script
 from corral_worker.executor.executor import Attempt
-from corral_worker.executor.null import NullExecutor
 from corral_worker.queue.claims import Claims
 from corral_worker.queue.consumer import Consumer
 from corral_worker.sandbox.stop import Stop

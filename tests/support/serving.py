@@ -7,10 +7,10 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 import anyio
 from arq.connections import ArqRedis
+from support.null_executor import NullExecutor
 
 from corral import Policy, Result
 from corral_worker.executor.executor import Attempt
-from corral_worker.executor.null import NullExecutor
 from corral_worker.queue.commits import Keep
 from corral_worker.queue.consumer import Consumer
 from corral_worker.sandbox.stop import Stop

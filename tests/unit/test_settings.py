@@ -12,7 +12,9 @@ import pytest
 from corral import Policy, PolicyNarrowing
 from corral_worker import settings as settings_module
 from corral_worker.marks import Marks
-from corral_worker.settings import DELEGATED, Secret, Settings, SettingsError, load
+from corral_worker.secret import Secret
+from corral_worker.settings import Settings, SettingsError, load
+from corral_worker.settings_rules import DELEGATED
 
 URL = "redis://worker:hunter2@10.0.0.1:6379/0"
 ENVIRON = {"CORRAL_REDIS_URL": URL}

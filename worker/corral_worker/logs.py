@@ -13,16 +13,14 @@ import math
 import re
 import sys
 from collections.abc import Mapping
-from typing import Final, Literal, TextIO
+from typing import Final, TextIO
 
 import msgspec
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
 from corral_worker.secret import MARKER
-
-LogFormat = Literal["auto", "json", "console"]
-LogLevel = Literal["debug", "info", "warning", "error"]
+from corral_worker.settings import LogFormat, LogLevel
 
 REDACTED: Final = "[redacted]"
 """What stands for a value that must not be logged."""

@@ -18,16 +18,12 @@ from corral import Policy, PolicyNarrowing
 from corral_worker import settings_rules
 from corral_worker.marks import Marks
 from corral_worker.secret import Secret
-from corral_worker.settings_draft import Draft, Problem, SettingsError, hint
-from corral_worker.settings_rules import DELEGATED
+from corral_worker.settings_draft import Draft, SettingsError, hint
 
 __all__ = [
     "DEFAULT_FILE",
-    "DELEGATED",
     "LogFormat",
     "LogLevel",
-    "Problem",
-    "Secret",
     "Settings",
     "SettingsError",
     "TenantSettings",

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 from support.workers import RunningWorker, running_worker, unified_parent
 
-from corral_worker.settings import Secret, Settings
+from corral_worker.secret import Secret
+from corral_worker.settings import Settings
 
 
 @pytest.fixture(scope="session")

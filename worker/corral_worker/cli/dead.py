@@ -19,7 +19,7 @@ from corral_worker.queue.dead import MOST_LISTED, DeadJob, DeadLetter, DeadLette
 T = TypeVar("T")
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group()
 def dead() -> None:
     """Show, retry or drop jobs that were given up.
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import sys
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import NoReturn, TypedDict, Unpack
 
 import anyio
@@ -24,7 +26,9 @@ from corral_worker.doctor.checkup import checks
 from corral_worker.doctor.configuration import Configuration, read_configuration
 from corral_worker.doctor.finding import Finding, Status
 
-_STYLES: dict[Status, str] = {"ok": "green", "warn": "yellow", "fail": "bold red"}
+_STYLES: Mapping[Status, str] = MappingProxyType(
+    {"ok": "green", "warn": "yellow", "fail": "bold red"}
+)
 _FAILED = 1
 _EPILOG = """\
 \b

@@ -39,7 +39,7 @@ _DIGEST_SHOWN = len("sha256:") + 12
 _NO_REDIS = "unix:///not/used"
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group()
 @click.option(
     "--config",
     type=click.Path(path_type=Path),

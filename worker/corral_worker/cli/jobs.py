@@ -16,7 +16,7 @@ from corral_worker.cli.text import printable
 T = TypeVar("T")
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group()
 def jobs() -> None:
     """Show why a job waits or where it runs, or cancel it.
 

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from importlib import import_module, metadata
+from types import MappingProxyType
 
 import click
 
-_SUMMARIES = {
-    "run": "Run one program in a sandbox and show how it ended.",
-    "worker": "Run jobs from the queues on this host.",
-    "images": "Build, list and remove the images of this host.",
-    "tenants": "Set and show what tenants may do: shares, caps, policies.",
-    "jobs": "Show why a job waits or where it runs, or cancel it.",
-    "dead": "Show, retry or drop jobs that were given up.",
-    "doctor": "Check this host, and prove that sandboxes hold on it.",
-    "demo": "Show it all: a worker, and jobs that end in different ways.",
-}
+_SUMMARIES = MappingProxyType(
+    {
+        "run": "Run one program in a sandbox and show how it ended.",
+        "worker": "Run jobs from the queues on this host.",
+        "images": "Build, list and remove the images of this host.",
+        "tenants": "Set and show what tenants may do: shares, caps, policies.",
+        "jobs": "Show why a job waits or where it runs, or cancel it.",
+        "dead": "Show, retry or drop jobs that were given up.",
+        "doctor": "Check this host, and prove that sandboxes hold on it.",
+        "demo": "Show it all: a worker, and jobs that end in different ways.",
+    }
+)
 
 
 class _LazyGroup(click.Group):

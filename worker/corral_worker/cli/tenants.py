@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TypedDict, TypeVar, Unpack
 
 import click
@@ -35,15 +36,16 @@ from corral_worker.queue.tenants import (
 
 C = TypeVar("C", bound=Callable[..., object])
 
-_NAMES: dict[str, SettingName] = {
-    "weight": "weight",
-    "concurrency": "concurrency",
-    "depth": "depth",
-    "payload": "payload_bytes",
-    "suspended": "suspended",
-    "policy": "policy",
-}
-_HELP = {"help_option_names": ["-h", "--help"]}
+_NAMES: Mapping[str, SettingName] = MappingProxyType(
+    {
+        "weight": "weight",
+        "concurrency": "concurrency",
+        "depth": "depth",
+        "payload": "payload_bytes",
+        "suspended": "suspended",
+        "policy": "policy",
+    }
+)
 
 
 class _Numbers(TypedDict):
@@ -96,7 +98,7 @@ def _numbers(command: C) -> C:
     return command
 
 
-@click.group(context_settings=_HELP)
+@click.group()
 def tenants() -> None:
     """Set and show what tenants may do: shares, caps, policies.
 

@@ -6,6 +6,7 @@ import platform
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 
 import anyio.to_thread
@@ -19,7 +20,9 @@ _APT_CONFIG: Final = Tool("apt-config", package="apt")
 _DEADLINE_S: Final = 30.0
 _FIELDS: Final = ("REPO_URI", "RELEASE", "COMPONENT", "ORIGIN", "SOURCESENTRY")
 _SIGNED_BY: Final = re.compile(r"signed-by\s*[=:]\s*(/[^\s\],]+)", re.IGNORECASE)
-_PROXIES: Final = {"Acquire::http::Proxy": "http_proxy", "Acquire::https::Proxy": "https_proxy"}
+_PROXIES: Final = MappingProxyType(
+    {"Acquire::http::Proxy": "http_proxy", "Acquire::https::Proxy": "https_proxy"}
+)
 # A mirror that is a snapshot needs them, for the host as for the image.
 _DATE_CHECKS: Final = ("Acquire::Check-Valid-Until", "Acquire::Check-Date")
 

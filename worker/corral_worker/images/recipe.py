@@ -14,7 +14,7 @@ _SUITE: Final = re.compile(r"[a-z][a-z0-9.-]*", re.ASCII)
 _OCI: Final = re.compile(r"[A-Za-z0-9./][A-Za-z0-9._:/@+-]{0,1023}", re.ASCII)
 
 
-class BaseImage(msgspec.Struct, frozen=True, kw_only=True, tag="base"):
+class BaseImage(msgspec.Struct, frozen=True, kw_only=True):
     """Busybox and nothing else: a shell and the usual tools, built in seconds."""
 
     @property
@@ -23,7 +23,7 @@ class BaseImage(msgspec.Struct, frozen=True, kw_only=True, tag="base"):
         return "debian:busybox-static"
 
 
-class DebianPackages(msgspec.Struct, frozen=True, kw_only=True, tag="debian"):
+class DebianPackages(msgspec.Struct, frozen=True, kw_only=True):
     """A minimal Debian with some packages and what they depend on.
 
     Raises :class:`ValueError` for what cannot be a package or a suite.
@@ -46,7 +46,7 @@ class DebianPackages(msgspec.Struct, frozen=True, kw_only=True, tag="debian"):
         return ":".join(filter(None, ("debian", self.suite, ",".join(self.packages))))
 
 
-class Directory(msgspec.Struct, frozen=True, kw_only=True, tag="directory"):
+class Directory(msgspec.Struct, frozen=True, kw_only=True):
     """A copy of a directory of this host, with owners, modes, times and symlinks as they are."""
 
     path: Path
@@ -57,7 +57,7 @@ class Directory(msgspec.Struct, frozen=True, kw_only=True, tag="directory"):
         return "directory"
 
 
-class OciImage(msgspec.Struct, frozen=True, kw_only=True, tag="oci"):
+class OciImage(msgspec.Struct, frozen=True, kw_only=True):
     """An OCI image: its files only; a job brings its own argv and environment.
 
     Raises :class:`ValueError` for what cannot be a reference.

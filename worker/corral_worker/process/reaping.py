@@ -40,7 +40,7 @@ async def reaping() -> AsyncIterator[None]:
         # is better left to PID 1.
         yield
         return
-    before = _is_subreaper()
+    before = _subreaper()
     _set_subreaper(1)
     failure: Exception | None = None
     try:
@@ -87,7 +87,7 @@ def _children_file() -> Path:
     return Path(f"/proc/self/task/{os.getpid()}/children")
 
 
-def _is_subreaper() -> int:
+def _subreaper() -> int:
     answer = ctypes.c_int()
     _prctl(_PR_GET_CHILD_SUBREAPER, ctypes.addressof(answer))
     return answer.value

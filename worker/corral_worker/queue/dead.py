@@ -127,7 +127,10 @@ class DeadLetters:
                     f"what {job_id} asked for has expired: drop it, and submit the job again"
                 )
             case b"taken":
-                raise ErrRetryRefused(f"another job of the id {job_id} is queued or runs")
+                raise ErrRetryRefused(
+                    f"another job of the id {job_id} is queued or runs: wait for its end, or"
+                    " cancel it"
+                )
             case _:
                 pass
 

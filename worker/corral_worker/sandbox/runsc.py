@@ -109,7 +109,7 @@ class Runsc:
         )
 
     async def kill(self, options: Kill, *, within_s: float) -> None:
-        """Send a signal to every process of a sandbox.
+        """Send SIGKILL to every process of a sandbox.
 
         Raises:
             RunscNotFoundError: the sandbox is gone.

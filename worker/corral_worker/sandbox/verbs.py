@@ -26,13 +26,12 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Kill(msgspec.Struct, frozen=True, kw_only=True):
-    """``kill``: send a signal to every process of the sandbox."""
+    """``kill``: send SIGKILL to every process of the sandbox."""
 
     id: str
-    signal: str = "KILL"
 
     def args(self) -> list[str]:
-        return ["kill", "--all", self.id, self.signal]
+        return ["kill", "--all", self.id, "KILL"]
 
 
 class Delete(msgspec.Struct, frozen=True, kw_only=True):
