@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import os
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 
 import anyio
 import pytest
+from support.commands import invoke_now
 
-from corral import ErrDaemonUnavailable, ErrSecurityViolation, Policy
+from corral import ErrDaemonUnavailable, ErrGVisorNotAvailable, ErrSecurityViolation, Policy
+from corral_worker.cli import demo
 from corral_worker.cli.demo_jobs import SHOWS, Shown
 from corral_worker.cli.demo_worker import WorkerFailed, beside_worker
+from corral_worker.images.builder import ImageBuilder
+from corral_worker.images.recipe import Recipe
+from corral_worker.images.store import Image
+from corral_worker.settings import Settings
 
 
 def is_running(pid: int) -> bool:
@@ -30,6 +37,36 @@ def test_the_demos_rejected_job_breaks_just_the_rules_it_names() -> None:
         if (violations := Policy().check(show.job))
     }
     assert refused == {"asks for root and the host": True}
+
+
+def test_the_demo_builds_the_images_that_a_host_needs_before_it_looks_at_the_host(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("CORRAL_IMAGE_DIR", str(tmp_path / "images"))
+    built: list[str] = []
+
+    async def build(self: ImageBuilder, recipe: Recipe, *, name: str) -> Image:
+        built.append(name)
+        return Image(
+            name=name,
+            digest="sha256:0",
+            rootfs=tmp_path,
+            size_bytes=1,
+            created_at=datetime.now(UTC),
+            source=recipe.source,
+        )
+
+    async def check(settings: Settings) -> None:
+        assert built == ["base", "python"]
+        raise ErrGVisorNotAvailable("no runsc")
+
+    monkeypatch.setattr(ImageBuilder, "build", build)
+    monkeypatch.setattr(demo, "check_host", check)
+
+    invoked = invoke_now("demo")
+
+    assert invoked.exit_code == 1
+    assert invoked.stderr.endswith("Error: gvisor_not_available: no runsc\n")
 
 
 async def test_a_demo_worker_that_ends_by_itself_shows_its_log() -> None:

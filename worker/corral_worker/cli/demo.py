@@ -57,8 +57,9 @@ def demo() -> None:
 
 
 async def _perform(settings: Settings, environ: dict[str, str]) -> list[Shown]:
-    await check_host(settings)
+    # First, for a host without images is one that no worker starts on.
     await _make_images(ImageStore(settings.images))
+    await check_host(settings)
     async with Client(settings.redis_url.reveal()) as client:
         _tell(f"starting a worker, submitting {len(SHOWS)} jobs")
         return await beside_worker(
