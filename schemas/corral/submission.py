@@ -94,7 +94,7 @@ def _words(request: Request) -> tuple[Argument, ...]:
             path="$.idempotency_key",
         )
     if request.delay_s < 0:
-        raise ErrInvalidJob(f"{request.delay_s} s are no delay", path="$.delay_s")
+        raise ErrInvalidJob(f"{request.delay_s} s are no delay: give 0 or more", path="$.delay_s")
     start_ms: Argument = ""
     if request.start_at is not None:
         if request.start_at.tzinfo is None or request.delay_s:

@@ -19,6 +19,7 @@ from corral import CorralError
 from corral_worker import logs
 from corral_worker.cli import proving
 from corral_worker.cli.asking import fail
+from corral_worker.cli.config_option import config_option
 from corral_worker.cli.tables import console, table
 from corral_worker.cli.text import printable
 from corral_worker.doctor.check import Examined, examine
@@ -47,12 +48,7 @@ class _Options(TypedDict):
 
 
 @click.command(epilog=_EPILOG)
-@click.option(
-    "--config",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="The worker's TOML file.  [default: CORRAL_CONFIG, else /etc/corral/worker.toml]",
-)
+@config_option
 @click.option("--strict", is_flag=True, help="Let warnings count as failures.")
 @click.option("--json", is_flag=True, help="Print one JSON object.")
 @click.option(

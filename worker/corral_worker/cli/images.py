@@ -15,6 +15,7 @@ import msgspec
 from rich.text import Text
 
 from corral import CorralError
+from corral_worker.cli.config_option import config_option
 from corral_worker.cli.tables import console, table
 from corral_worker.cli.units import size_text
 from corral_worker.images.builder import ImageBuilder, default_recipes
@@ -40,12 +41,7 @@ _NO_REDIS = "unix:///not/used"
 
 
 @click.group()
-@click.option(
-    "--config",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="The worker's TOML file.  [default: CORRAL_CONFIG, else /etc/corral/worker.toml]",
-)
+@config_option
 @click.pass_context
 def images(ctx: click.Context, *, config: Path | None) -> None:
     """Build, list and remove the images of this host.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import TypedDict, TypeVar, Unpack
@@ -28,13 +28,13 @@ from corral_worker.queue.tenants import (
     MOST_LISTED,
     Defaults,
     ErrTenantNotFound,
-    Page,
     Tenants,
     TenantState,
     Unknown,
 )
 
 C = TypeVar("C", bound=Callable[..., object])
+T = TypeVar("T")
 
 _NAMES: Mapping[str, SettingName] = MappingProxyType(
     {
@@ -122,13 +122,11 @@ def set_tenant(**options: Unpack[_Own]) -> None:
     config = _config(options, policy=options["policy"])
     unset = _unset(options)
 
-    async def change() -> TenantState:
-        async with operators_redis() as redis:
-            known = Tenants(redis)
-            await known.set(options["name"], config, unset=unset)
-            return await known.show(options["name"])
+    async def change(known: Tenants) -> TenantState:
+        await known.set(options["name"], config, unset=unset)
+        return await known.show(options["name"])
 
-    _show(finish(change), as_json=options["json"])
+    _show(_ask(change), as_json=options["json"])
 
 
 @tenants.command()
@@ -136,12 +134,7 @@ def set_tenant(**options: Unpack[_Own]) -> None:
 @click.option("--json", is_flag=True, help="Print a JSON object.")
 def show(*, name: str, json: bool) -> None:
     """Show the settings of the tenant NAME, where they come from, and its jobs."""
-
-    async def look() -> TenantState:
-        async with operators_redis() as redis:
-            return await Tenants(redis).show(name)
-
-    _show(finish(look), as_json=json)
+    _show(_ask(lambda known: known.show(name)), as_json=json)
 
 
 @tenants.command(name="list")
@@ -155,12 +148,7 @@ def show(*, name: str, json: bool) -> None:
 @click.option("--json", is_flag=True, help="Print a JSON array.")
 def list_tenants(*, limit: int, json: bool) -> None:
     """List the tenants that were set up or have submitted, by name."""
-
-    async def look() -> Page:
-        async with operators_redis() as redis:
-            return await Tenants(redis).page(limit)
-
-    page = finish(look)
+    page = _ask(lambda known: known.page(limit))
     if json:
         click.echo(msgspec.json.encode(page.tenants))
     else:
@@ -176,12 +164,7 @@ def list_tenants(*, limit: int, json: bool) -> None:
 @click.argument("name")
 def remove(*, name: str) -> None:
     """Forget all settings of the tenant NAME: the defaults hold again. Its jobs stay."""
-
-    async def forget() -> bool:
-        async with operators_redis() as redis:
-            return await Tenants(redis).remove(name)
-
-    if not finish(forget):
+    if not _ask(lambda known: known.remove(name)):
         fail(ErrTenantNotFound(f"tenant {name} has no settings of its own"))
     click.echo(f"removed the settings of {printable(name)}")
 
@@ -200,14 +183,12 @@ def default(**options: Unpack[_ForAll]) -> None:
     config = _config(options)
     unset = _unset(options)
 
-    async def change() -> Defaults:
-        async with operators_redis() as redis:
-            known = Tenants(redis)
-            if unset or options["unknown"] or config != TenantConfig():
-                await known.set_defaults(config, unknown=options["unknown"], unset=unset)
-            return await known.defaults()
+    async def change(known: Tenants) -> Defaults:
+        if unset or options["unknown"] or config != TenantConfig():
+            await known.set_defaults(config, unknown=options["unknown"], unset=unset)
+        return await known.defaults()
 
-    found = finish(change)
+    found = _ask(change)
     if options["json"]:
         click.echo(msgspec.json.encode(found))
         return
@@ -215,6 +196,14 @@ def default(**options: Unpack[_ForAll]) -> None:
     for pair in tenants_text.default_rows(found):
         rows.add_row(*map(Text, pair))
     console().print(rows)
+
+
+def _ask(question: Callable[[Tenants], Awaitable[T]]) -> T:
+    async def ask() -> T:
+        async with operators_redis() as redis:
+            return await question(Tenants(redis))
+
+    return finish(ask)
 
 
 def _show(state: TenantState, *, as_json: bool) -> None:

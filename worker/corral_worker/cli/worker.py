@@ -17,6 +17,7 @@ from rich.text import Text
 from corral import CorralError
 from corral_worker import logs
 from corral_worker.app import check_host, run_worker
+from corral_worker.cli.config_option import config_option
 from corral_worker.cli.embedded import EmbeddedRedis, EmbeddedRedisError
 from corral_worker.cli.report import error_lines
 from corral_worker.cli.signals import ending_like_ctrl_c
@@ -37,12 +38,7 @@ Exit codes: 0 after SIGTERM or SIGINT, once running jobs have ended;
 
 
 @click.command(epilog=_EPILOG)
-@click.option(
-    "--config",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="TOML file.  [default: CORRAL_CONFIG, else /etc/corral/worker.toml]",
-)
+@config_option
 @click.option("--check", is_flag=True, help="Check the settings and this host, then exit.")
 @click.option(
     "--embedded", is_flag=True, help="Start a Valkey of its own unless CORRAL_REDIS_URL is set."

@@ -9,7 +9,7 @@ from typing import Final, cast
 import msgspec
 from redis.asyncio import Redis
 
-from corral import CorralError, ErrJobNotFound, Job, Rejection, codec, keys
+from corral import CorralError, ErrInvalidJob, ErrJobNotFound, Job, Rejection, codec, keys
 from corral.reaching import reaching
 from corral.scripts import Script
 
@@ -183,7 +183,7 @@ def _decode(payload: bytes) -> Job | CorralError:
     except CorralError as error:
         return error
     except (ValueError, KeyError):
-        return ErrRetryRefused("this is not a job")
+        return ErrInvalidJob("this is not a job", path="$.a")
     return job
 
 

@@ -90,7 +90,7 @@ class JobService:
             return
         if answer is Commit.REFUSED:
             self._log.warning(
-                "commit.refused", job_id=lease.claim.job_id, remedy="another attempt has its place"
+                "commit.refused", job_id=lease.claim.job_id, reason="another attempt has its place"
             )
 
     async def _end(self, lease: Lease) -> _Ending:
