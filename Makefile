@@ -9,7 +9,7 @@ PYTEST_ARGS ?= -n 4
 # The checkers' own work is on these.
 CODE := schemas worker tests tools
 
-.PHONY: help setup setup-test setup-v2 run test test-unit test-v2 soak bench-queue bench-kill lint types layers check format lock build clean
+.PHONY: help setup setup-test setup-v2 run test test-unit test-v2 soak bench bench-quick bench-queue bench-kill lint types layers check format lock build clean
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-11s  %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,6 +37,12 @@ test-v2: setup-v2 ## Run the sandbox tests on cgroup version 2, in a virtual mac
 
 soak: setup-test ## Run thousands of jobs while runsc and workers get killed (SOAK_ARGS: options)
 	PYTHONPATH=tests $(BIN)/python -m soak $(SOAK_ARGS)
+
+bench: setup-test ## Measure corral beside bare runsc and others (BENCH_ARGS: options)
+	PYTHONPATH=tests $(BIN)/python -m bench $(BENCH_ARGS)
+
+bench-quick: setup-test ## The same with latency and throughput only, and fewer runs
+	PYTHONPATH=tests $(BIN)/python -m bench --quick $(BENCH_ARGS)
 
 bench-queue: setup-test ## Measure the queue beside a stock arq worker
 	$(BIN)/python tests/bench/bench_queue.py
