@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import anyio
@@ -63,11 +62,15 @@ class Bindings:
             self._stop()
 
     async def run(self, program: str, lane: int = 0) -> tuple[float, float]:
-        """Return the seconds until its output was there, and until its sandbox was gone."""
+        """Return the seconds until its output was there, and until its sandbox was gone.
+
+        The former is not a number if they failed; why is on standard error.
+        """
         return await anyio.to_thread.run_sync(self._ask, program, lane)
 
     def _start(self, python: Path, lane: int) -> subprocess.Popen[str]:
-        directory = self._directory / f"lane-{lane}"
+        # They put a socket three levels deeper, whose path may have 107 bytes.
+        directory = self._ground.directory / f"g{lane}"
         directory.mkdir()
         return subprocess.Popen(
             ["setpriv", "--pdeathsig", "TERM", str(python), str(_PEER)],
@@ -75,7 +78,7 @@ class Bindings:
             stdout=subprocess.PIPE,
             text=True,
             start_new_session=True,
-            env={**os.environ, "TMPDIR": tempfile.mkdtemp(dir=directory)},
+            env={**os.environ, "TMPDIR": str(directory)},
         )
 
     def _ask(self, program: str, lane: int) -> tuple[float, float]:
@@ -92,6 +95,7 @@ class Bindings:
             peer.kill()
             peer.wait()
             for stream in (peer.stdin, peer.stdout):
-                if stream is not None:
-                    stream.close()
+                with suppress(BrokenPipeError):
+                    if stream is not None:
+                        stream.close()
         self._peers.clear()

@@ -16,10 +16,14 @@ def main() -> None:
     for line in sys.stdin:
         program, *arguments = line.split()
         began = time.monotonic()
-        sandbox = bindings.Sandbox()
-        sandbox.exec(program, *arguments)
-        seen = time.monotonic()
-        sandbox.close()
+        seen = float("nan")
+        try:
+            with bindings.Sandbox() as sandbox:
+                sandbox.exec(program, *arguments)
+                seen = time.monotonic()
+        except bindings.Error as error:
+            sys.stderr.write(f"{line.strip()}: {error}\n")
+            seen = float("nan")
         sys.stdout.write(f"{seen - began} {time.monotonic() - began}\n")
         sys.stdout.flush()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
@@ -90,8 +91,10 @@ class Latency:
         self._note_steps(f"cold_{program}", result, took_s)
         return took_s
 
-    async def _gvisor(self, program: str) -> float:
+    async def _gvisor(self, program: str) -> float | None:
         seen_s, cycle_s = await self._bindings.run(program)
+        if math.isnan(seen_s):
+            return None
         self._note(f"gvisor_{program}_cycle_p50", cycle_s)
         return seen_s
 
