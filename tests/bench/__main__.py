@@ -34,7 +34,9 @@ _COLD_STARTS_PER_S = 4.0
 """So many at least, on a slow machine: to know when all jobs run."""
 
 
-async def measure(on: Ground, sections: Sequence[str], *, quick: bool) -> Figures:
+async def measure(
+    on: Ground, sections: Sequence[str], *, quick: bool, with_bindings: bool
+) -> Figures:
     """Measure the sections named, and return their figures."""
     figures: Figures = {"load_before": round(os.getloadavg()[0], 1), "processors": os.cpu_count()}
     bares = {"bare_dir": Bare(on, "dir"), "bare_erofs": Bare(on, "erofs")}
@@ -42,7 +44,7 @@ async def measure(on: Ground, sections: Sequence[str], *, quick: bool) -> Figure
         await bare.prepare()
     bindings = Bindings(on)
     with ExitStack() as stack:
-        if not quick and {"latency", "throughput"} & set(sections):
+        if with_bindings:
             await bindings.install(stack)
         if "latency" in sections:
             figures |= await Latency(bindings).measure(
@@ -70,6 +72,7 @@ async def measure(on: Ground, sections: Sequence[str], *, quick: bool) -> Figure
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="latency and throughput, fewer runs")
+    parser.add_argument("--bindings", action="store_true", help="Google's, too (experimental)")
     parser.add_argument("--only", action="append", choices=_SECTIONS, help="may be repeated")
     parser.add_argument("--json", type=Path, default=Path("build/bench/sandbox.json"))
     options = parser.parse_args()
@@ -79,7 +82,9 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     began = time.monotonic()
     with ground() as on:
-        figures = anyio.run(lambda: measure(on, sections, quick=options.quick))
+        figures = anyio.run(
+            lambda: measure(on, sections, quick=options.quick, with_bindings=options.bindings)
+        )
     figures["took_s"] = round(time.monotonic() - began, 1)
     options.json.parent.mkdir(parents=True, exist_ok=True)
     options.json.write_bytes(msgspec.json.format(msgspec.json.encode(figures), indent=2) + b"\n")

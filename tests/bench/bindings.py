@@ -26,7 +26,7 @@ class Bindings:
         self._ground = ground
         self._directory = ground.directory / "bindings"
         self._peers: list[subprocess.Popen[str]] = []
-        self._missing_because = "left out of the short form"
+        self._missing_because = "only measured with --bindings"
 
     @property
     def usable(self) -> bool:
