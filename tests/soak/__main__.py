@@ -27,7 +27,17 @@ import msgspec
 from soak.kinds import KINDS, draw
 from soak.stage import Stage
 
-from corral import Client, CorralError, ErrWorkerLost, Fault, Job, Result, SubmittedJob, keys
+from corral import (
+    Client,
+    CorralError,
+    ErrDaemonUnavailable,
+    ErrWorkerLost,
+    Fault,
+    Job,
+    Result,
+    SubmittedJob,
+    keys,
+)
 from corral.connection import connect
 
 TENANTS = ("red", "green", "blue")
@@ -96,6 +106,7 @@ class Soak:
         self._chance = random.Random(options.seed)
         self._open = anyio.Semaphore(3 * options.slots)
         self._done = 0
+        self.unanswered = 0
         self.killed: collections.Counter[str] = collections.Counter()
         self.entries = [self._entry(number) for number in range(options.jobs)]
 
@@ -118,7 +129,7 @@ class Soak:
         await self._redis.aclose(close_connection_pool=True)
 
     async def _follow(self, entry: Entry, moment: float) -> None:
-        submitted = await self._client.submit(entry.job, tenant=TENANTS[entry.number % 3])
+        submitted = await self._submit(entry)
         entry.id = submitted.id
         async with anyio.create_task_group() as tasks:
             if KINDS[entry.kind].cancels:
@@ -129,6 +140,19 @@ class Soak:
                 entry.ending = error
         self._done += 1
         self._open.release()
+
+    async def _submit(self, entry: Entry) -> SubmittedJob:
+        """Submit a job once, however often that has to be said: Redis may be starved, too."""
+        with anyio.fail_after(RESULT_WITHIN_S):
+            while True:
+                try:
+                    return await self._client.submit(
+                        entry.job,
+                        tenant=TENANTS[entry.number % 3],
+                        idempotency_key=f"soak-{entry.number}",
+                    )
+                except ErrDaemonUnavailable:
+                    self.unanswered += 1
 
     async def _cancel(self, entry: Entry, submitted: SubmittedJob, after_s: float) -> None:
         await anyio.sleep(after_s)
@@ -145,7 +169,7 @@ class Soak:
                 await anyio.sleep(0.01)
             before = await self._running()
             if what == "worker":
-                self._stage.kill_worker()
+                await self._stage.kill_worker()
                 self.killed["worker"] += 1
                 # What was being submitted just then may have been claimed as well.
                 await anyio.sleep(_SUBMITTED_WITHIN_S)
@@ -202,6 +226,7 @@ def report(soak: Soak, told: collections.Counter[str]) -> tuple[dict[str, object
         "jobs": len(entries),
         "endings": dict(ways.most_common()),
         "killed": dict(soak.killed),
+        "unanswered_submits": soak.unanswered,
         "kill_latency_p50_ms": round(percentile(deaths, 0.5), 1),
         "kill_latency_p99_ms": round(percentile(deaths, 0.99), 1),
     }

@@ -69,11 +69,11 @@ class Stage:
                 assert self._worker.poll() is None, self.log.read_text()[-4000:]
                 await anyio.sleep(0.05)
 
-    def kill_worker(self) -> None:
+    async def kill_worker(self) -> None:
         """SIGKILL the worker."""
         assert self._worker is not None
         self._worker.kill()
-        self._worker.wait()
+        await anyio.to_thread.run_sync(self._worker.wait, abandon_on_cancel=True)
 
     async def stop_worker(self) -> int:
         """SIGTERM the worker and return its exit code."""
