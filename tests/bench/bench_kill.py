@@ -24,7 +24,8 @@ from corral_worker.images.store import ImageStore
 from corral_worker.process.reaping import reaping
 from corral_worker.sandbox.cgroup_host import CgroupHost
 from corral_worker.sandbox.holdings import Holdings
-from corral_worker.sandbox.lifecycle import ColdStart, Report
+from corral_worker.sandbox.lifecycle import ColdStart
+from corral_worker.sandbox.report import Report
 from corral_worker.sandbox.runsc import Runsc, find
 from corral_worker.sandbox.stop import Stop
 from corral_worker.secret import Secret

@@ -27,7 +27,8 @@ from corral_worker.sandbox import ladder, lifecycle
 from corral_worker.sandbox.cgroup import pids_below, remove_below, signal_all
 from corral_worker.sandbox.cgroup_host import CgroupHost
 from corral_worker.sandbox.holdings import Holdings
-from corral_worker.sandbox.lifecycle import ColdStart, Report, Sandboxes
+from corral_worker.sandbox.lifecycle import ColdStart, Sandboxes
+from corral_worker.sandbox.report import Report
 from corral_worker.sandbox.runsc import Runsc, find
 from corral_worker.sandbox.stop import Stop
 

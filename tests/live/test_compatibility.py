@@ -11,8 +11,9 @@ import pytest
 
 from corral import EffectiveLimits, ErrImageNotFound, Job, Outcome
 from corral_worker.images.store import ImageStore
-from corral_worker.sandbox.lifecycle import ColdStart, Report
+from corral_worker.sandbox.lifecycle import ColdStart
 from corral_worker.sandbox.outcome import Ending
+from corral_worker.sandbox.report import Report
 from corral_worker.sandbox.stop import Stop
 
 pytestmark = pytest.mark.live

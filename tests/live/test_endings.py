@@ -8,8 +8,9 @@ import anyio
 import pytest
 
 from corral import EffectiveLimits, ErrInvalidJob, ErrProgramNotFound, Job, Outcome
-from corral_worker.sandbox.lifecycle import Report, Sandboxes
+from corral_worker.sandbox.lifecycle import Sandboxes
 from corral_worker.sandbox.outcome import Ending
+from corral_worker.sandbox.report import Report
 from corral_worker.sandbox.stop import Stop
 
 pytestmark = pytest.mark.live

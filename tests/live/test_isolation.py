@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from corral import EffectiveLimits, Job
-from corral_worker.sandbox.lifecycle import Report, Sandboxes
+from corral_worker.sandbox.lifecycle import Sandboxes
+from corral_worker.sandbox.report import Report
 from corral_worker.sandbox.stop import Stop
 
 pytestmark = pytest.mark.live

@@ -28,7 +28,8 @@ from corral_worker.prove.catalog import ATTACKS
 from corral_worker.prove.lures import Lures, lures
 from corral_worker.prove.prover import Ground, Proof, Prover
 from corral_worker.sandbox.cgroup_host import CgroupHost
-from corral_worker.sandbox.lifecycle import ColdStart, Report
+from corral_worker.sandbox.lifecycle import ColdStart
+from corral_worker.sandbox.report import Report
 from corral_worker.sandbox.stop import Stop
 
 SLOWNESS = float(os.environ.get("CORRAL_TEST_SLOWNESS", "1"))

@@ -27,7 +27,8 @@ from corral_worker.reaper.trace import NETWORK_NAMESPACES, Counts, names_in
 from corral_worker.sandbox.cgroup import remove_below
 from corral_worker.sandbox.cgroup_host import CgroupHost
 from corral_worker.sandbox.holdings import Holdings
-from corral_worker.sandbox.lifecycle import ColdStart, Report
+from corral_worker.sandbox.lifecycle import ColdStart
+from corral_worker.sandbox.report import Report
 from corral_worker.sandbox.runsc import Runsc
 from corral_worker.sandbox.stop import Stop
 

@@ -10,8 +10,9 @@ import anyio
 import pytest
 
 from corral import EffectiveLimits, ErrWorkerLost, Job, Outcome
-from corral_worker.sandbox.lifecycle import ColdStart, Report
+from corral_worker.sandbox.lifecycle import ColdStart
 from corral_worker.sandbox.outcome import Ending
+from corral_worker.sandbox.report import Report
 from corral_worker.sandbox.runsc import Runsc
 from corral_worker.sandbox.stop import Stop
 

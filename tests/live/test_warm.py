@@ -16,8 +16,9 @@ from structlog.testing import capture_logs
 from corral import EffectiveLimits, ErrWorkerLost, Job, Outcome
 from corral_worker.pool.pool import Budget, Pool
 from corral_worker.pool.prepared import Prepared, Shape
-from corral_worker.sandbox.lifecycle import ColdStart, Report
+from corral_worker.sandbox.lifecycle import ColdStart
 from corral_worker.sandbox.outcome import Ending, KillCause
+from corral_worker.sandbox.report import Report
 from corral_worker.sandbox.runsc import Runsc
 from corral_worker.sandbox.stop import Stop
 from corral_worker.sandbox.warm import SandboxGoneError

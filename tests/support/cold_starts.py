@@ -14,8 +14,9 @@ from corral import EffectiveLimits, HostLimits, Job
 from corral_worker.sandbox.cgroup import CgroupError, Counters, SandboxCgroup
 from corral_worker.sandbox.cgroup_host import CgroupHost
 from corral_worker.sandbox.holdings import Holdings
-from corral_worker.sandbox.lifecycle import ColdStart, Report
+from corral_worker.sandbox.lifecycle import ColdStart
 from corral_worker.sandbox.outcome import KillCause
+from corral_worker.sandbox.report import Report
 from corral_worker.sandbox.runsc import Runsc
 from corral_worker.sandbox.stop import Stop
 
@@ -45,6 +46,7 @@ class Cgroup:
         self.stays: CgroupError | None = None
         self.on_kill: Callable[[], None] = self.signal
         self.on_counters: Callable[[], None] = lambda: None
+        self.on_remove: Callable[[], object] = lambda: None
         self.cpu_s = 0.0
         self.others: set[int] = set()
 
@@ -81,6 +83,7 @@ class Cgroup:
         self.on_kill()
 
     def remove(self) -> None:
+        self.on_remove()
         if self.stays:
             raise self.stays
 

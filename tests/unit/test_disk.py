@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -11,10 +12,12 @@ import anyio
 import anyio.abc
 import pytest
 
+from corral import EffectiveLimits
 from corral_worker.sandbox import disk
 from corral_worker.sandbox.cgroup import Counters
 from corral_worker.sandbox.control import ControlSocket
-from corral_worker.sandbox.disk import SLACK_BYTES, DiskWatch
+from corral_worker.sandbox.disk import SLACK_BYTES
+from corral_worker.sandbox.enforce import enforce
 from corral_worker.sandbox.stop import Stop
 
 MIB = 1024**2
@@ -77,11 +80,12 @@ class Sandbox:
 
 @pytest.fixture(autouse=True)
 def _often(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(disk, "_LOOK_S", 0.001)
+    monkeypatch.setattr("corral_worker.sandbox.enforce._LOOK_S", 0.001)
 
 
-def watch_of(sandbox: Sandbox, socket: Path) -> DiskWatch:
-    return DiskWatch(most=10 * MIB, counters=sandbox.counters, control=ControlSocket(socket))
+async def enforce_disk(sandbox: Sandbox, socket: Path, stop: Stop) -> None:
+    limits = EffectiveLimits(disk_bytes=10 * MIB, wall_s=3600, cpu_time_s=3600)
+    await enforce(limits, sandbox.counters, ControlSocket(socket), stop, since=time.monotonic())
 
 
 async def test_too_many_files_are_the_end(socket: Path) -> None:
@@ -90,7 +94,7 @@ async def test_too_many_files_are_the_end(socket: Path) -> None:
 
     async with sentry.listening(socket):
         with anyio.fail_after(SOON_S):
-            await watch_of(Sandbox(50 * MIB), socket).watch(stop)
+            await enforce_disk(Sandbox(50 * MIB), socket, stop)
 
     assert stop.cause == "disk_exceeded"
 
@@ -100,7 +104,7 @@ async def test_a_full_directory_and_a_last_note_in_another_are_not_the_end(socke
     sentry.answer = usage(10 * MIB + SLACK_BYTES)
 
     async with sentry.listening(socket), anyio.create_task_group() as tasks:
-        tasks.start_soon(watch_of(Sandbox(50 * MIB), socket).watch, stop)
+        tasks.start_soon(enforce_disk, Sandbox(50 * MIB), socket, stop)
         with anyio.fail_after(SOON_S):
             while len(sentry.asked) < 3:
                 await anyio.sleep(0.001)
@@ -115,7 +119,7 @@ async def test_nobody_is_asked_as_long_as_there_is_less_memory_than_files_may_ta
     sentry, stop, sandbox = Sentry(), Stop(), Sandbox(10 * MIB)
 
     async with sentry.listening(socket), anyio.create_task_group() as tasks:
-        tasks.start_soon(watch_of(sandbox, socket).watch, stop)
+        tasks.start_soon(enforce_disk, sandbox, socket, stop)
         with anyio.fail_after(SOON_S):
             while sandbox.looks < 5:
                 await anyio.sleep(0.001)
@@ -130,7 +134,7 @@ async def test_a_sandbox_whose_files_cannot_be_counted_is_ended_as_our_fault(soc
 
     async with sentry.listening(socket):
         with anyio.fail_after(SOON_S):
-            await watch_of(Sandbox(50 * MIB), socket).watch(stop)
+            await enforce_disk(Sandbox(50 * MIB), socket, stop)
 
     assert stop.cause == "unenforceable"
 
@@ -148,7 +152,7 @@ async def test_a_sandbox_that_does_not_answer_is_asked_again(
                 await anyio.sleep(0.001)
 
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(watch_of(sandbox, socket).watch, stop)
+        tasks.start_soon(enforce_disk, sandbox, socket, stop)
         await looked(2)  # nobody listens
         async with await anyio.create_unix_listener(socket):
             await looked(2)  # nobody answers
@@ -160,3 +164,20 @@ async def test_a_sandbox_that_does_not_answer_is_asked_again(
         tasks.cancel_scope.cancel()
 
     assert stop.cause is None
+
+
+async def test_a_sandbox_that_does_not_answer_delays_no_other_limit(socket: Path) -> None:
+    stop = Stop()
+    limits = EffectiveLimits(disk_bytes=10 * MIB, wall_s=0.05)
+
+    async with await anyio.create_unix_listener(socket):
+        with anyio.fail_after(SOON_S):
+            await enforce(
+                limits,
+                Sandbox(50 * MIB).counters,
+                ControlSocket(socket),
+                stop,
+                since=time.monotonic(),
+            )
+
+    assert stop.cause == "wall_timeout"

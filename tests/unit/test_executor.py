@@ -29,8 +29,8 @@ from corral import (
 from corral_worker.executor.executor import Attempt, Executor, Image, Runtime
 from corral_worker.process.output import Captured
 from corral_worker.sandbox.cgroup import Counters
-from corral_worker.sandbox.lifecycle import Report
 from corral_worker.sandbox.outcome import Ending
+from corral_worker.sandbox.report import Report
 from corral_worker.sandbox.stop import Stop
 
 REPORT = Report(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import datetime as dt
 import itertools
 import json
 import signal
@@ -20,6 +21,13 @@ def log(*messages: tuple[str, float]) -> bytes:
         b'{"msg":%s,"level":"info","time":"2026-01-01T00:00:%09.6fZ"}\n'
         % (json.dumps(message).encode(), second)
         for message, second in messages
+    )
+
+
+def told(message: str, at: dt.datetime) -> bytes:
+    return b'{"msg":%s,"level":"info","time":"%s"}\n' % (
+        json.dumps(message).encode(),
+        at.isoformat().encode(),
     )
 
 
@@ -125,3 +133,22 @@ def test_it_does_not_matter_how_the_log_is_cut_into_chunks(noise: bytes, cuts: l
         notes.feed(whole[begin:end])
 
     assert (notes.begun, notes.wait_status, notes.run_s) == (True, 9 << 8, 1.5)
+
+
+def test_the_age_of_a_start_is_known_by_its_note() -> None:
+    now = dt.datetime.now(dt.UTC)
+    notes = Notes()
+    assert notes.age_s() == 0.0
+
+    notes.feed(told(STARTED, now - dt.timedelta(seconds=0.5)))
+
+    assert 0.5 <= notes.age_s() < 1.0 or notes.age_s() == 0.0  # on a machine that stood still
+
+
+@pytest.mark.parametrize("off_s", [-3600.0, 3600.0])
+def test_a_clock_that_was_set_makes_no_start_old(off_s: float) -> None:
+    notes = Notes()
+
+    notes.feed(told(STARTED, dt.datetime.now(dt.UTC) + dt.timedelta(seconds=off_s)))
+
+    assert notes.age_s() == 0.0

@@ -112,25 +112,27 @@ def test_the_log_book_tells_what_was_written(place: Place) -> None:
     assert (book.wait_status, book.begun) == (768, True)
 
 
-def test_a_removed_place_is_gone_and_can_be_removed_again(place: Place, cgroup: Cgroup) -> None:
+def test_a_removed_place_is_gone_without_a_kill_and_can_be_removed_again(
+    place: Place, cgroup: Cgroup
+) -> None:
     place.make(JOB, LIMITS, Path("/image"))
 
     assert place.remove(within_s=1) == []
     assert place.remove(within_s=1) == []
 
     assert not place.bundle.exists()
-    assert cgroup.kills == 2
+    assert cgroup.kills == 0
 
 
 def test_a_place_that_was_never_made_can_be_removed(place: Place) -> None:
     assert place.remove(within_s=1) == []
 
 
-def test_processes_that_take_a_moment_to_die_are_waited_for(place: Place, cgroup: Cgroup) -> None:
+def test_processes_that_are_left_are_killed_and_waited_for(place: Place, cgroup: Cgroup) -> None:
     cgroup.busy = 3
 
     assert place.remove(within_s=10) == []
-    assert cgroup.kills == 4
+    assert cgroup.kills == 3
 
 
 def test_what_cannot_be_removed_is_told_and_the_rest_is_removed(

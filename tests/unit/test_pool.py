@@ -14,8 +14,8 @@ from corral_worker.pool.pool import Budget, Pool
 from corral_worker.pool.prepared import NotPreparedError, Prepared, Shape
 from corral_worker.process.output import Captured
 from corral_worker.sandbox.cgroup import Counters
-from corral_worker.sandbox.lifecycle import Report
 from corral_worker.sandbox.outcome import Ending
+from corral_worker.sandbox.report import Report
 from corral_worker.sandbox.runsc import Runsc
 from corral_worker.sandbox.stop import Stop
 from corral_worker.sandbox.warm import SandboxGoneError, WarmStart

@@ -30,6 +30,7 @@ from corral_worker.pool.prepared import Prepared, Shape
 from corral_worker.process.reaping import reaping
 from corral_worker.reaper.claim import Claim
 from corral_worker.reaper.reaper import Reaper
+from corral_worker.sandbox.behind import behind
 from corral_worker.sandbox.cgroup import CgroupError
 from corral_worker.sandbox.cgroup_host import CgroupHost
 from corral_worker.sandbox.holdings import Holdings
@@ -70,7 +71,11 @@ async def open_host(settings: Settings) -> AsyncIterator[Host]:
     # Every sandbox takes a handful: the usual soft limit of 1024 is soon reached.
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    async with reaping(), _claimed(settings) as (claim, cgroups):
+    async with (
+        reaping(),
+        _claimed(settings) as (claim, cgroups),
+        behind() as tasks,
+    ):
         runsc, version = await _runsc(settings, claim.runsc_root)
         holdings = Holdings(claim.worker)
         reaper = Reaper(
@@ -83,6 +88,7 @@ async def open_host(settings: Settings) -> AsyncIterator[Host]:
             runs=claim.runs,
             holdings=holdings,
             start_timeout_s=settings.start_timeout_s,
+            behind=tasks,
         )
         images = ImageStore(settings.images)
         await _self_test(images, cold)

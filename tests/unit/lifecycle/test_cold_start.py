@@ -27,12 +27,12 @@ from corral import (
     HostLimits,
     Outcome,
 )
-from corral_worker.sandbox import lifecycle
 from corral_worker.sandbox.cgroup import CgroupError, Counters
 from corral_worker.sandbox.ladder import Life
 from corral_worker.sandbox.lifecycle import ColdStart
 from corral_worker.sandbox.outcome import Ending
 from corral_worker.sandbox.place import LogBook
+from corral_worker.sandbox.report import report
 from corral_worker.sandbox.runsc import Runsc
 from corral_worker.sandbox.stop import Stop
 
@@ -66,7 +66,7 @@ async def test_what_runsc_left_behind_is_deleted(
 def test_a_sentry_cannot_have_a_program_begin_before_its_sandbox(runsc: Runsc) -> None:
     life = Life(LIMITS, runsc.state("corral-1"))
 
-    report = lifecycle.report(
+    told = report(
         "corral-1",
         life,
         Stop(),
@@ -77,8 +77,8 @@ def test_a_sentry_cannot_have_a_program_begin_before_its_sandbox(runsc: Runsc) -
         leftovers=(),
     )
 
-    assert report.start_s >= 0
-    assert report.run_s < SOON_S
+    assert told.start_s >= 0
+    assert told.run_s < SOON_S
 
 
 async def test_a_program_that_is_missing_is_told_from_a_sandbox_that_fails(

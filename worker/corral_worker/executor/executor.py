@@ -29,8 +29,9 @@ from corral import (
     Usage,
 )
 from corral_worker.executor.timing import Strain, is_unreliable, read_strain
-from corral_worker.sandbox.lifecycle import Report, Sandboxes
+from corral_worker.sandbox.lifecycle import Sandboxes
 from corral_worker.sandbox.outcome import Ending
+from corral_worker.sandbox.report import Report
 from corral_worker.sandbox.stop import Stop
 
 

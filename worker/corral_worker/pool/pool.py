@@ -18,7 +18,8 @@ from corral import EffectiveLimits, Job
 from corral_worker.pool.idleness import Idleness
 from corral_worker.pool.prepared import NotPreparedError, Prepared, Shape
 from corral_worker.pool.sizing import Demand, wanted
-from corral_worker.sandbox.lifecycle import Report, Sandboxes
+from corral_worker.sandbox.lifecycle import Sandboxes
+from corral_worker.sandbox.report import Report
 from corral_worker.sandbox.runsc import Runsc
 from corral_worker.sandbox.stop import Stop
 from corral_worker.sandbox.warm import SandboxGoneError

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from types import TracebackType
 from typing import Literal, Self
 
@@ -97,22 +98,31 @@ class BoundedOutput:
             del self._tail[:excess]
 
 
+async def read_some(descriptor: int) -> bytes:
+    """Return what a non-blocking descriptor holds, waiting for it; nothing at its end.
+
+    Cancellation loses nothing that was read.
+    """
+    try:
+        chunk = os.read(descriptor, _CHUNK)
+    except BlockingIOError:
+        while True:
+            await anyio.wait_readable(descriptor)
+            with suppress(BlockingIOError):
+                return os.read(descriptor, _CHUNK)
+    # A writer that is quicker than this reader must not have the event loop for itself.
+    await anyio.lowlevel.cancel_shielded_checkpoint()
+    return chunk
+
+
 async def drain(descriptor: int, feed: Callable[[bytes], None]) -> None:
     """Read a non-blocking descriptor until its end, and give every chunk to ``feed``.
 
     The program is never blocked by a full pipe for longer than the event loop
     takes to come round. Cancellation loses nothing that was read.
     """
-    while True:
-        try:
-            chunk = os.read(descriptor, _CHUNK)
-        except BlockingIOError:
-            await anyio.wait_readable(descriptor)
-            continue
-        if not chunk:
-            return
+    while chunk := await read_some(descriptor):
         feed(chunk)
-        await anyio.lowlevel.checkpoint()
 
 
 async def supply(descriptor: int, data: bytes) -> None:

@@ -19,7 +19,8 @@ from corral_worker.prove.attack import Attack, Observed, Scene
 from corral_worker.prove.guest import python
 from corral_worker.prove.lures import Lures
 from corral_worker.prove.traces import traces
-from corral_worker.sandbox.lifecycle import Report, Sandboxes
+from corral_worker.sandbox.lifecycle import Sandboxes
+from corral_worker.sandbox.report import Report
 from corral_worker.sandbox.stop import Stop
 
 _DEADLINE_S = 120.0

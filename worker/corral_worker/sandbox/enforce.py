@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 import anyio
@@ -10,14 +11,20 @@ import anyio.to_thread
 from corral import EffectiveLimits
 from corral_worker.sandbox.cgroup import Counters
 from corral_worker.sandbox.control import ControlSocket
-from corral_worker.sandbox.disk import DiskWatch
+from corral_worker.sandbox.disk import DiskLimit
 from corral_worker.sandbox.stop import Stop
 
-_CPU_LOOK_S = 0.02
+_LOOK_S = 0.2
+_LOOK_CLOSELY_S = 0.02
 
 
 async def enforce(
-    limits: EffectiveLimits, counters: Callable[[], Counters], control: ControlSocket, stop: Stop
+    limits: EffectiveLimits,
+    counters: Callable[[], Counters],
+    control: ControlSocket,
+    stop: Stop,
+    *,
+    since: float,
 ) -> None:
     """Ask for the end of a program that runs when it reaches a limit only corral enforces.
 
@@ -26,22 +33,26 @@ async def enforce(
         counters: what the program used so far; blocks for about a millisecond.
         control: the sandbox's control socket.
         stop: where the end is asked for.
+        since: when the program started, in monotonic seconds.
     """
-    async with anyio.create_task_group() as watchers:
-        watchers.start_soon(_watch_cpu, limits, counters, stop)
-        disk = DiskWatch(most=limits.disk_bytes, counters=counters, control=control)
-        watchers.start_soon(disk.watch, stop)
-        await anyio.sleep(limits.wall_s)
-        stop.request("wall_timeout")
-        watchers.cancel_scope.cancel()
-
-
-async def _watch_cpu(limits: EffectiveLimits, counters: Callable[[], Counters], stop: Stop) -> None:
-    """Ask for the end when the processor time is used up."""
-    while True:
-        left = limits.cpu_time_s - (await anyio.to_thread.run_sync(counters)).cpu_s
-        if left <= 0:
+    disk = DiskLimit(limits.disk_bytes, control)
+    wall_at = since + limits.wall_s
+    # Below its rate limit the program cannot use its processor time up any sooner.
+    cpu_at = since + limits.cpu_time_s / limits.cpus
+    while stop.cause is None:
+        now = time.monotonic()
+        await anyio.sleep(max(0.0, min(wall_at, cpu_at, now + _LOOK_S) - now))
+        now = time.monotonic()
+        if now >= wall_at:
+            stop.request("wall_timeout")
+            return
+        used = await anyio.to_thread.run_sync(counters)
+        cpu_left_s = limits.cpu_time_s - used.cpu_s
+        if cpu_left_s <= 0:
             stop.request("cpu_timeout")
             return
-        # Below its rate limit the sandbox cannot get there any sooner.
-        await anyio.sleep(max(left / limits.cpus, _CPU_LOOK_S))
+        cpu_at = now + max(cpu_left_s / limits.cpus, _LOOK_CLOSELY_S)
+        # Whatever the sandbox takes to answer, the other limits hold meanwhile.
+        cause = await disk.look(used, within_s=min(wall_at, cpu_at) - time.monotonic())
+        if cause is not None:
+            stop.request(cause)

@@ -33,6 +33,7 @@ _KILL_AGAIN_S = 0.01
 _LAST_WORDS_WITHIN_S = 0.5
 """Seconds that ``runsc run`` has to note the end of its sandbox; it needs up to 0.1."""
 _REAP_WITHIN_S = 1.0
+_LOOK_AGAIN_S = 0.1
 
 _REQUESTED_BY: Mapping[KillCause, Literal["caller", "worker"]] = {
     "cancelled": "caller",
@@ -57,14 +58,30 @@ class Life:
         self.stdout = BoundedOutput(limits.output_bytes)
         self.stderr = BoundedOutput(limits.output_bytes)
         self.notes = Notes()
+        self._begun = anyio.Event()
+        self.over = anyio.Event()
+        """Set once nothing is waited for any more but its end."""
+
+    def note(self, chunk: bytes) -> None:
+        """Take the next bytes of the log."""
+        self.notes.feed(chunk)
+        self.created |= self.notes.is_starting
+        if self.notes.begun:
+            self._begun.set()
 
     def look(self) -> bool:
         """Note how far the sandbox has come, and return whether its program runs."""
         status = self._state.status()
-        self.created |= status is not None or self.notes.is_starting
-        if status == "running" and self.running is None:
-            self.running = self.ended or time.monotonic()
+        self.created |= status is not None
+        if self.running is None and (status == "running" or self.notes.begun):
+            self.running = self.ended or max(self.began, time.monotonic() - self.notes.age_s())
         return self.running is not None
+
+    async def wait_running(self) -> None:
+        """Return when the program runs: at once if the log says so, else by the state file."""
+        while not self.look():
+            with anyio.move_on_after(_LOOK_AGAIN_S):
+                await self._begun.wait()
 
 
 class Ladder:

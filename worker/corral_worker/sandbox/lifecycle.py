@@ -7,34 +7,36 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
 import anyio
+import anyio.abc
 import anyio.to_thread
-import msgspec
 import structlog
 
 from corral import (
-    CorralError,
     EffectiveLimits,
     ErrGVisorNotAvailable,
     ErrSandboxCreationFailed,
     HostLimits,
     Job,
-    Termination,
 )
-from corral_worker.process.child import ChildProcess
-from corral_worker.process.output import BoundedOutput, Captured, Pipe, drain, supply
-from corral_worker.sandbox.cgroup import CgroupError, Counters
+from corral_worker.process.output import (
+    Pipe,
+    drain,
+    read_some,
+    supply,
+)
+from corral_worker.sandbox.cgroup import CgroupError
 from corral_worker.sandbox.cgroup_host import CgroupHost
 from corral_worker.sandbox.control import ControlSocket
 from corral_worker.sandbox.enforce import enforce
 from corral_worker.sandbox.flood import OutputMeter
 from corral_worker.sandbox.holdings import Holdings
 from corral_worker.sandbox.host_failure import host_failures
-from corral_worker.sandbox.ladder import Ladder, Life, certificate
-from corral_worker.sandbox.outcome import Ending, Evidence, decide
-from corral_worker.sandbox.place import LogBook, Place
+from corral_worker.sandbox.ladder import Ladder, Life
+from corral_worker.sandbox.place import Place
+from corral_worker.sandbox.report import Report, report
 from corral_worker.sandbox.runsc import Runsc
 from corral_worker.sandbox.runsc_errors import RunscError
 from corral_worker.sandbox.stop import Stop
@@ -45,32 +47,9 @@ _DRAIN_WITHIN_S = 1.0
 _REMOVE_WITHIN_S = 3.0
 _TEARDOWN_WITHIN_S = 20.0
 """Longer than all rungs together: the last bound on any way out."""
-_FIRST_LOOK_S = 0.03
-_LOOK_AGAIN_S = 0.004
-
-
-Start = Literal["cold", "warm"]
-
-
-class Report(msgspec.Struct, frozen=True, kw_only=True):
-    """All that is known of a sandbox that is gone."""
-
-    ending: Ending | CorralError
-    stdout: Captured
-    stderr: Captured
-    counters: Counters
-    host_limits: HostLimits
-    start: Start
-    start_s: float
-    """Seconds from the first step until the program ran."""
-    run_s: float
-    teardown_s: float
-    """Seconds from its end until the sandbox was dead; after a cold start, and removed."""
-    termination: Termination | None
-    leftovers: tuple[str, ...]
-    """What could not be removed from the host."""
-    sandbox: str
-    """Name of the sandbox on the host, by which traces of it can be looked for."""
+_GULP_S = 0.05
+"""While a sandbox boots some sixty notes come one by one: to read each by itself would cost more
+than all else. They bear their times, so that nothing is lost but the knowledge of it meanwhile."""
 
 
 class Sandboxes(Protocol):
@@ -89,6 +68,8 @@ class ColdStart:
         runs: directory for the bundles, used by no other worker.
         holdings: gives the sandboxes their names; shared with whatever else starts some.
         start_timeout_s: seconds a sandbox may take until its program runs.
+        behind: where sandboxes that are dead are removed while their results are on their
+            way already; without it they are removed first.
     """
 
     def __init__(
@@ -99,21 +80,23 @@ class ColdStart:
         runs: Path,
         holdings: Holdings,
         start_timeout_s: float,
+        behind: anyio.abc.TaskGroup | None = None,
     ) -> None:
         self._runsc = runsc
         self._cgroups = cgroups
         self._runs = runs
         self._holdings = holdings
         self._start_timeout_s = start_timeout_s
+        self._behind = behind
         self._ladder = Ladder(runsc)
         self._log = structlog.get_logger()
 
     async def run(self, job: Job, limits: EffectiveLimits, rootfs: Path, stop: Stop) -> Report:
-        """Run a program to its end and leave nothing on the host.
+        """Run a program to its end; its sandbox is dead when this returns.
 
         The wall limit counts from the program's start. ``stop`` ends it
-        earlier; this returns when the sandbox is dead. On cancellation the
-        sandbox is killed and removed, in bounded time, before this raises.
+        earlier. On cancellation the sandbox is killed and removed, in bounded
+        time, before this raises.
 
         Raises:
             ErrSandboxCreationFailed: bundle or cgroup could not be made, or the
@@ -121,13 +104,21 @@ class ColdStart:
             ErrSandboxExecutionFailed: the host failed while it ran.
             ErrGVisorNotAvailable: runsc is gone, or is another one.
         """
-        async with self.place() as (place, leftovers):
+        async with AsyncExitStack() as stack:
+            place, leftovers = await stack.enter_async_context(self.place())
             life = Life(limits, self._runsc.state(place.id))
             host_limits = await self._make(place, job, limits, rootfs)
             with host_failures(life):
                 await self._live(place, job, limits, life, stop)
-                book = await anyio.to_thread.run_sync(place.log_book, life.notes)
-                counters = await anyio.to_thread.run_sync(place.counters)
+                book, counters, alive = await anyio.to_thread.run_sync(
+                    lambda: (
+                        place.log_book(life.notes),
+                        place.counters(),
+                        place.cgroup.processes(),
+                    )
+                )
+            if self._behind is not None and not alive:
+                self._behind.start_soon(stack.pop_all().aclose)
         return report(
             place.id,
             life,
@@ -201,15 +192,18 @@ class ColdStart:
                     meter = OutputMeter(limits.output_kill_bytes, stop)
                     drains.start_soon(drain, stdout.ours, meter.before(life.stdout.feed))
                     drains.start_soon(drain, stderr.ours, meter.before(life.stderr.feed))
-                    drains.start_soon(drain, notes.ours, life.notes.feed)
+                    drains.start_soon(_take_notes, notes.ours, life)
                     try:
-                        async with anyio.create_task_group() as watchers:
+                        async with anyio.create_task_group() as tasks:
+                            tasks.start_soon(cancel_when_stopped, tasks.cancel_scope, stop)
                             if stdin:
-                                watchers.start_soon(supply_and_close, stdin, job.stdin)
-                            watchers.start_soon(self._watch, place, limits, life, stop)
-                            await _ended_or_stopped(child, life, stop)
-                            watchers.cancel_scope.cancel()
+                                tasks.start_soon(supply_and_close, stdin, job.stdin)
+                            tasks.start_soon(self._watch, place, limits, life, stop)
+                            life.status = await child.wait()
+                            life.ended = time.monotonic()
+                            tasks.cancel_scope.cancel()
                     finally:
+                        life.over.set()
                         with anyio.move_on_after(_TEARDOWN_WITHIN_S, shield=True):
                             await self._ladder.end(place, child, life, stop)
                     drains.cancel_scope.deadline = anyio.current_time() + _DRAIN_WITHIN_S
@@ -217,77 +211,26 @@ class ColdStart:
     async def _watch(self, place: Place, limits: EffectiveLimits, life: Life, stop: Stop) -> None:
         """Note when the program starts, and ask for the end when a limit is reached."""
         with anyio.move_on_after(self._start_timeout_s):
-            await anyio.sleep(_FIRST_LOOK_S)
-            while not life.look():
-                await anyio.sleep(_LOOK_AGAIN_S)
+            await life.wait_running()
         if life.running is None:
             stop.request("start_timeout")
             return
         control = ControlSocket(self._runsc.control_socket(place.id))
-        await enforce(limits, place.counters, control, stop)
+        await enforce(limits, place.counters, control, stop, since=life.running)
 
 
-def report(
-    sandbox: str,
-    life: Life,
-    stop: Stop,
-    book: LogBook,
-    *,
-    counters: Counters,
-    host_limits: HostLimits,
-    start: Start,
-    leftovers: tuple[str, ...],
-) -> Report:
-    """Return the report of a sandbox that is dead; its teardown ends now."""
-    now = time.monotonic()
-    ended = life.ended or now
-    # How long it ran unseen is the sentry's word: no longer than the sandbox lived.
-    running = life.running or max(life.began, ended - book.run_s)
-    started = life.running is not None or book.begun
-    ending = decide(
-        Evidence(
-            started=started,
-            created=life.created,
-            status=life.status,
-            wait_status=book.wait_status,
-            kill=life.killed,
-            oom_kills=counters.oom_kills,
-            peak_memory_bytes=counters.peak_memory_bytes,
-            memory_limit_bytes=host_limits.memory_bytes,
-            peak_tasks=counters.peak_tasks,
-            tasks_limit=host_limits.tasks,
-            panic=book.panic,
-            errors=book.errors,
-        )
-    )
-    return Report(
-        ending=ending,
-        stdout=life.stdout.captured(),
-        # Before the program ran, it was runsc that wrote there.
-        stderr=(life.stderr if started else BoundedOutput(0)).captured(),
-        counters=counters,
-        host_limits=host_limits,
-        start=start,
-        start_s=running - life.began,
-        run_s=ended - running if started else 0.0,
-        teardown_s=now - ended,
-        termination=certificate(ending, stop, life),
-        leftovers=leftovers,
-        sandbox=sandbox,
-    )
+async def _take_notes(descriptor: int, life: Life) -> None:
+    while chunk := await read_some(descriptor):
+        life.note(chunk)
+        if not life.notes.begun:
+            with anyio.move_on_after(_GULP_S):
+                await life.over.wait()
 
 
-async def _ended_or_stopped(child: ChildProcess, life: Life, stop: Stop) -> None:
-    async with anyio.create_task_group() as tasks:
-
-        async def stopped() -> None:
-            await stop.wait()
-            tasks.cancel_scope.cancel()
-
-        tasks.start_soon(stopped)
-        life.status = await child.wait()
-        life.ended = time.monotonic()
-        tasks.cancel_scope.cancel()
+async def cancel_when_stopped(scope: anyio.CancelScope, stop: Stop) -> None:
+    """Cancel a scope when the end of its sandbox is asked for."""
+    await stop.wait()
+    scope.cancel()
 
 
 async def supply_and_close(stdin: Pipe, data: bytes) -> None:

@@ -10,6 +10,7 @@ import msgspec
 from msgspec import Meta
 
 _LONGEST_LINE = 64 * 1024
+_MOST_AGE_S = 1.0
 # The name of gVisor's own source file stands first: no guest can have a note begin so.
 _TOLD = re.compile(rb'\{"msg":"(?:kernel|loader|boot)\.go:\d+\] (?:EXEC|Process|application) ?')
 _EXEC = re.compile(r"kernel\.go:\d+\] EXEC: ")
@@ -52,6 +53,14 @@ class Notes:
         if self._started is None or self._exited is None:
             return 0.0
         return max(0.0, (self._exited - self._started).total_seconds())
+
+    def age_s(self) -> float:
+        """Return how many seconds ago the program started; 0 if that is not known."""
+        if self._started is None:
+            return 0.0
+        # The sentry's clock is the host's, which may be set at any time.
+        age = (dt.datetime.now(dt.UTC) - self._started).total_seconds()
+        return age if 0 <= age <= _MOST_AGE_S else 0.0
 
     def feed(self, chunk: bytes) -> None:
         """Take the next bytes of the log."""

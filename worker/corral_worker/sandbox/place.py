@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 import time
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
 import msgspec
@@ -124,11 +125,13 @@ class Place:
         left: list[str] = []
         while True:
             try:
-                self.cgroup.kill()
+                # What has processes cannot be removed: most often there are none any more.
                 self.cgroup.remove()
             except (CgroupError, OSError) as error:
-                # Processes that were killed take a moment to be gone.
+                # Those that are killed take a moment to be gone.
                 if time.monotonic() < deadline:
+                    with suppress(CgroupError, OSError):
+                        self.cgroup.kill()
                     time.sleep(_REMOVE_PAUSE_S)
                     continue
                 left.append(str(error))

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import anyio
@@ -27,9 +28,10 @@ from corral_worker.sandbox.enforce import enforce
 from corral_worker.sandbox.flood import OutputMeter
 from corral_worker.sandbox.host_failure import host_failures
 from corral_worker.sandbox.ladder import Ladder, Life, kill_until_empty
-from corral_worker.sandbox.lifecycle import Report, report, supply_and_close
+from corral_worker.sandbox.lifecycle import cancel_when_stopped, supply_and_close
 from corral_worker.sandbox.notes import Notes
 from corral_worker.sandbox.place import LogBook, Place
+from corral_worker.sandbox.report import Report, report
 from corral_worker.sandbox.runsc import Runsc
 from corral_worker.sandbox.stop import Stop
 
@@ -124,14 +126,15 @@ class WarmStart:
                 drains.start_soon(drain, ends.stderr.ours, meter.before(life.stderr.feed))
                 try:
                     async with anyio.create_task_group() as tasks:
-                        tasks.start_soon(_cancel_when_stopped, tasks.cancel_scope, stop)
+                        tasks.start_soon(cancel_when_stopped, tasks.cancel_scope, stop)
                         if stop.cause is None:
                             config = self._place.config(job, limits, rootfs)
                             await self._start(config, ends, life, stop)
                         if life.running is not None:
                             if ends.stdin:
                                 tasks.start_soon(supply_and_close, ends.stdin, job.stdin)
-                            tasks.start_soon(enforce, limits, counters, self._control, stop)
+                            watch = partial(enforce, since=life.running)
+                            tasks.start_soon(watch, limits, counters, self._control, stop)
                             await self._wait(limits, life)
                         tasks.cancel_scope.cancel()
                 finally:
@@ -231,11 +234,6 @@ class _Ends:
         """Close what the program has: only when it has ended, too, there is an end to read."""
         for pipe in filter(None, (self.stdin, self.stdout, self.stderr)):
             pipe.close(pipe.theirs)
-
-
-async def _cancel_when_stopped(scope: anyio.CancelScope, stop: Stop) -> None:
-    await stop.wait()
-    scope.cancel()
 
 
 def _since(before: Counters, now: Counters) -> Counters:
