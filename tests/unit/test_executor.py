@@ -27,7 +27,7 @@ from corral import (
     Termination,
 )
 from corral_worker.executor.executor import Attempt, Executor, Image, Runtime
-from corral_worker.process.output import Captured
+from corral_worker.process.capture import Captured
 from corral_worker.sandbox.cgroup import Counters
 from corral_worker.sandbox.outcome import Ending
 from corral_worker.sandbox.report import Report

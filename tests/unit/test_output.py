@@ -8,68 +8,12 @@ import anyio
 import anyio.lowlevel
 import anyio.to_thread
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from corral_worker.process.output import BoundedOutput, Pipe, drain, supply
+from corral_worker.process.capture import BoundedOutput
+from corral_worker.process.output import Pipe, drain, supply
 
 MIB = 1024**2
 CHUNK = 256 * 1024
-
-
-def fed(limit: int, chunks: list[bytes]) -> BoundedOutput:
-    output = BoundedOutput(limit)
-    for chunk in chunks:
-        output.feed(chunk)
-    return output
-
-
-@given(limit=st.integers(0, 40), chunks=st.lists(st.binary(max_size=30), max_size=20))
-def test_head_and_tail_are_kept_however_the_stream_was_cut(limit: int, chunks: list[bytes]) -> None:
-    whole = b"".join(chunks)
-    head, tail = limit // 2, limit - limit // 2
-
-    captured = fed(limit, chunks).captured()
-
-    assert captured.total == len(whole)
-    if len(whole) <= limit:
-        assert (captured.data, captured.gap) == (whole, None)
-    else:
-        assert captured.data == whole[:head] + whole[len(whole) - tail :]
-        assert captured.gap == head
-
-
-@given(chunks=st.lists(st.binary(max_size=30), max_size=20), looks=st.sets(st.integers(0, 19)))
-def test_a_look_in_between_changes_nothing(chunks: list[bytes], looks: set[int]) -> None:
-    watched = BoundedOutput(16)
-    for number, chunk in enumerate(chunks):
-        watched.feed(chunk)
-        if number in looks:
-            watched.captured()
-
-    assert watched.captured() == fed(16, chunks).captured()
-
-
-@given(
-    limit=st.integers(0, 2 * MIB),
-    sizes=st.lists(st.integers(0, CHUNK), max_size=60),
-)
-def test_memory_is_bounded_however_much_is_fed(limit: int, sizes: list[int]) -> None:
-    output = BoundedOutput(limit)
-    chunk = bytes(CHUNK)
-    for size in sizes:
-        output.feed(chunk[:size])
-        assert len(output._head) + len(output._tail) <= limit + MIB // 2
-
-
-def test_a_large_stream_keeps_its_first_and_last_bytes() -> None:
-    numbers = b"".join(b"%07d\n" % number for number in range(1_000_000))
-    chunks = [numbers[start : start + CHUNK] for start in range(0, len(numbers), CHUNK)]
-
-    captured = fed(MIB, chunks).captured()
-
-    assert captured.data == numbers[: MIB // 2] + numbers[-MIB // 2 :]
-    assert (captured.total, captured.gap) == (8_000_000, MIB // 2)
 
 
 def is_open(descriptor: int) -> bool:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from corral import EffectiveLimits, HostLimits, Job
+from corral_worker.process.capture import Spool
 from corral_worker.sandbox.bundle import ROOT_DIRECTORY, host_tasks
 from corral_worker.sandbox.cgroup import CgroupError, Counters
 from corral_worker.sandbox.cgroup_host import CgroupHost
@@ -61,7 +62,7 @@ def cgroup() -> Cgroup:
 def place(tmp_path: Path, cgroup: Cgroup) -> Place:
     mountinfo = f"1 2 0:3 / {tmp_path} rw - cgroup2 cgroup2 rw\n"
     host = CgroupHost("/corral", mountinfo=mountinfo, membership="0::/\n")
-    made = Place("corral-01234567-000001", tmp_path / "b", host)
+    made = Place("corral-01234567-000001", tmp_path / "b", host, Spool.new_writers())
     made.cgroup = cgroup
     return made
 

@@ -12,7 +12,7 @@ from corral import EffectiveLimits, HostLimits, Job, Outcome
 from corral_worker.pool import pool as pool_module
 from corral_worker.pool.pool import Budget, Pool
 from corral_worker.pool.prepared import NotPreparedError, Prepared, Shape
-from corral_worker.process.output import Captured
+from corral_worker.process.capture import Captured
 from corral_worker.sandbox.cgroup import Counters
 from corral_worker.sandbox.outcome import Ending
 from corral_worker.sandbox.report import Report

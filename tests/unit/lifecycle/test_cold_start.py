@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import tempfile
 from pathlib import Path
 
 import pytest
 from structlog.testing import capture_logs
 from support.cold_starts import (
+    HANGS,
     HOLDINGS,
     JOB,
     LIMITS,
+    PROGRAM,
     ROOTFS,
     SOON_S,
     Cgroup,
@@ -71,6 +76,7 @@ def test_a_sentry_cannot_have_a_program_begin_before_its_sandbox(runsc: Runsc) -
         life,
         Stop(),
         LogBook(errors=(), panic="", wait_status=0, begun=True, run_s=3e11),
+        streams=(life.stdout.captured(), life.stderr.captured()),
         counters=Counters(cpu_s=0, peak_memory_bytes=0, peak_tasks=None, oom_kills=0),
         host_limits=HostLimits(memory_bytes=1, swap_bytes=0, cpus=1, tasks=1),
         start="cold",
@@ -186,3 +192,22 @@ async def test_what_could_not_be_removed_is_reported_and_logged(
 
     assert report.leftovers == ("cgroup /corral/one cannot be removed: busy",)
     assert [entry["event"] for entry in logs] == ["sandbox.leftovers"]
+
+
+async def test_a_disk_too_full_for_large_output_is_the_hosts_fault(
+    sandboxes: ColdStart,
+    runsc: Runsc,
+    runs: Path,
+    script: Script,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def full(**_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", full)
+    script("run", f"{PROGRAM} state running; head -c 1000000 /dev/zero; {HANGS}")
+
+    with pytest.raises(ErrSandboxExecutionFailed, match="No space left on device"):
+        await sandboxes.run(JOB, LIMITS, ROOTFS, Stop())
+
+    assert left(runsc, runs) == []

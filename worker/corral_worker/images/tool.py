@@ -12,7 +12,7 @@ import anyio.to_thread
 
 from corral_worker.images.errors import ImageBuildError
 from corral_worker.process.call import PATH, CallTimeoutError, Completed, call
-from corral_worker.process.output import Captured
+from corral_worker.process.capture import Captured
 
 # What a download needs on some hosts. The worker's other variables may be secret.
 _PASSED_ON: Final = (

@@ -27,7 +27,7 @@ from corral_worker.sandbox.verbs import Run
 from corral_worker.sandbox.warm import JOB, SandboxGoneError, WarmStart
 
 _HELLO = "hello"
-_LOOK_S = 0.01
+_LOOK_S = 0.05
 _SAID = 200
 """Characters of a panic that go into the log."""
 _CALL_WITHIN_S = 10.0

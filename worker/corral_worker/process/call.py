@@ -9,8 +9,9 @@ from pathlib import Path
 import anyio
 import msgspec
 
+from corral_worker.process.capture import BoundedOutput, Captured
 from corral_worker.process.child import child_process
-from corral_worker.process.output import BoundedOutput, Captured, Pipe, drain
+from corral_worker.process.output import Pipe, drain
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 """Where tools are looked for, whatever the worker's own PATH says."""

@@ -1,16 +1,15 @@
-"""Pipes, and bounded capture of what comes through them."""
+"""Pipes, and what reads and writes them."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from types import TracebackType
 from typing import Literal, Self
 
 import anyio
 import anyio.lowlevel
-import msgspec
 
 _CHUNK = 256 * 1024
 
@@ -49,55 +48,6 @@ class Pipe:
                 os.close(end)
 
 
-class Captured(msgspec.Struct, frozen=True, kw_only=True):
-    """What was kept of a stream."""
-
-    data: bytes
-    total: int
-    """Bytes the program wrote in all."""
-    gap: int | None
-    """Offset in ``data`` where bytes were left out; None if none were."""
-
-
-class BoundedOutput:
-    """Keeps the head and the tail of a stream and counts the rest.
-
-    Memory stays below ``limit`` and half a MiB however much is fed, if the
-    chunks are those of :func:`drain`.
-    """
-
-    def __init__(self, limit: int) -> None:
-        self._head_limit = limit // 2
-        self._tail_limit = limit - self._head_limit
-        self._head = bytearray()
-        self._tail = bytearray()
-        self._total = 0
-
-    def feed(self, chunk: bytes) -> None:
-        """Take the next bytes of the stream."""
-        self._total += len(chunk)
-        room = self._head_limit - len(self._head)
-        self._head += chunk[:room]
-        self._tail += chunk[room:]
-        if len(self._tail) > self._tail_limit + _CHUNK:
-            self._trim()
-
-    def captured(self) -> Captured:
-        """Return what was kept so far."""
-        self._trim()
-        lost = self._total > len(self._head) + len(self._tail)
-        return Captured(
-            data=bytes(self._head + self._tail),
-            total=self._total,
-            gap=len(self._head) if lost else None,
-        )
-
-    def _trim(self) -> None:
-        excess = len(self._tail) - self._tail_limit
-        if excess > 0:
-            del self._tail[:excess]
-
-
 async def read_some(descriptor: int) -> bytes:
     """Return what a non-blocking descriptor holds, waiting for it; nothing at its end.
 
@@ -115,14 +65,21 @@ async def read_some(descriptor: int) -> bytes:
     return chunk
 
 
-async def drain(descriptor: int, feed: Callable[[bytes], None]) -> None:
+async def drain(
+    descriptor: int,
+    feed: Callable[[bytes], None],
+    settle: Callable[[], Awaitable[None]] | None = None,
+) -> None:
     """Read a non-blocking descriptor until its end, and give every chunk to ``feed``.
 
     The program is never blocked by a full pipe for longer than the event loop
-    takes to come round. Cancellation loses nothing that was read.
+    takes to come round, and ``settle``, awaited after each chunk, to return.
+    Cancellation loses nothing that was read.
     """
     while chunk := await read_some(descriptor):
         feed(chunk)
+        if settle is not None:
+            await settle()
 
 
 async def supply(descriptor: int, data: bytes) -> None:

@@ -12,8 +12,8 @@ import structlog
 
 from corral import CorralError, EffectiveLimits, Termination
 from corral.result import KillStep
+from corral_worker.process.capture import BoundedOutput, Spool
 from corral_worker.process.child import ChildProcess
-from corral_worker.process.output import BoundedOutput
 from corral_worker.sandbox.cgroup import SandboxCgroup, wait_until_empty
 from corral_worker.sandbox.notes import Notes
 from corral_worker.sandbox.outcome import OUTCOME_OF_KILL, Ending, KillCause
@@ -45,7 +45,9 @@ _REQUESTED_BY: Mapping[KillCause, Literal["caller", "worker"]] = {
 class Life:
     """What happens to one sandbox, noted as it happens. Monotonic seconds."""
 
-    def __init__(self, limits: EffectiveLimits, state: StateFile) -> None:
+    def __init__(
+        self, limits: EffectiveLimits, state: StateFile, spool: Spool | None = None
+    ) -> None:
         self._state = state
         self.began = time.monotonic()
         self.created = False
@@ -55,8 +57,8 @@ class Life:
         self.killed: KillCause | None = None
         self.steps: list[KillStep] = []
         self.dead_at: float | None = None
-        self.stdout = BoundedOutput(limits.output_bytes)
-        self.stderr = BoundedOutput(limits.output_bytes)
+        self.stdout = BoundedOutput(limits.output_bytes, spool)
+        self.stderr = BoundedOutput(limits.output_bytes, spool)
         self.notes = Notes()
         self._begun = anyio.Event()
         self.over = anyio.Event()

@@ -21,6 +21,7 @@ from corral import (
     HostLimits,
     Job,
 )
+from corral_worker.process.capture import Spool
 from corral_worker.process.output import (
     Pipe,
     drain,
@@ -88,6 +89,7 @@ class ColdStart:
         self._holdings = holdings
         self._start_timeout_s = start_timeout_s
         self._behind = behind
+        self._writers = Spool.new_writers()
         self._ladder = Ladder(runsc)
         self._log = structlog.get_logger()
 
@@ -106,14 +108,17 @@ class ColdStart:
         """
         async with AsyncExitStack() as stack:
             place, leftovers = await stack.enter_async_context(self.place())
-            life = Life(limits, self._runsc.state(place.id))
+            life = Life(limits, self._runsc.state(place.id), place.spool)
+            stack.enter_context(life.stdout)
+            stack.enter_context(life.stderr)
             host_limits = await self._make(place, job, limits, rootfs)
             with host_failures(life):
                 await self._live(place, job, limits, life, stop)
-                book, counters, alive = await anyio.to_thread.run_sync(
+                book, counters, streams, alive = await anyio.to_thread.run_sync(
                     lambda: (
                         place.log_book(life.notes),
                         place.counters(),
+                        (life.stdout.captured(), life.stderr.captured()),
                         place.cgroup.processes(),
                     )
                 )
@@ -124,6 +129,7 @@ class ColdStart:
             life,
             stop,
             book,
+            streams=streams,
             counters=counters,
             host_limits=host_limits,
             start="cold",
@@ -134,7 +140,7 @@ class ColdStart:
     async def place(self) -> AsyncIterator[tuple[Place, list[str]]]:
         """Give a place, and a list that says, when the block has ended, what is left of it."""
         with self._holdings.hold() as sandbox_id:
-            place = Place(sandbox_id, self._runs, self._cgroups)
+            place = Place(sandbox_id, self._runs, self._cgroups, self._writers)
             leftovers: list[str] = []
             try:
                 yield place, leftovers
@@ -190,8 +196,12 @@ class ColdStart:
                         pipe.close(pipe.theirs)
                 async with anyio.create_task_group() as drains:
                     meter = OutputMeter(limits.output_kill_bytes, stop)
-                    drains.start_soon(drain, stdout.ours, meter.before(life.stdout.feed))
-                    drains.start_soon(drain, stderr.ours, meter.before(life.stderr.feed))
+                    drains.start_soon(
+                        drain, stdout.ours, meter.before(life.stdout.feed), life.stdout.settle
+                    )
+                    drains.start_soon(
+                        drain, stderr.ours, meter.before(life.stderr.feed), life.stderr.settle
+                    )
                     drains.start_soon(_take_notes, notes.ours, life)
                     try:
                         async with anyio.create_task_group() as tasks:

@@ -8,9 +8,11 @@ import time
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
+import anyio
 import msgspec
 
 from corral import EffectiveLimits, HostLimits, Job
+from corral_worker.process.capture import Spool
 from corral_worker.sandbox.bundle import ROOT_DIRECTORY, SandboxSpec, host_tasks, oci_config
 from corral_worker.sandbox.cgroup import CgroupError, Counters, SandboxCgroup
 from corral_worker.sandbox.cgroup_host import CgroupHost
@@ -46,12 +48,16 @@ class Place:
         sandbox_id: as :class:`Holdings` gives it, held as long as this is used.
         runs: directory for the bundles.
         cgroups: where the cgroup is made.
+        writers: how many may write large outputs at one time.
     """
 
-    def __init__(self, sandbox_id: str, runs: Path, cgroups: CgroupHost) -> None:
+    def __init__(
+        self, sandbox_id: str, runs: Path, cgroups: CgroupHost, writers: anyio.CapacityLimiter
+    ) -> None:
         self.id = check_sandbox_id(sandbox_id)
         self.bundle = runs / self.id
         self.logs = Logs(directory=self.bundle)
+        self.spool = Spool(self.bundle, writers)
         self.cgroup: SandboxCgroup = cgroups.sandbox(self.id)
 
     def make(self, job: Job, limits: EffectiveLimits, rootfs: Path) -> HostLimits:

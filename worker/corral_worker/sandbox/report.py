@@ -8,7 +8,7 @@ from typing import Literal
 import msgspec
 
 from corral import CorralError, HostLimits, Termination
-from corral_worker.process.output import BoundedOutput, Captured
+from corral_worker.process.capture import Captured
 from corral_worker.sandbox.cgroup import Counters
 from corral_worker.sandbox.ladder import Life, certificate
 from corral_worker.sandbox.outcome import Ending, Evidence, decide
@@ -45,6 +45,7 @@ def report(
     stop: Stop,
     book: LogBook,
     *,
+    streams: tuple[Captured, Captured],
     counters: Counters,
     host_limits: HostLimits,
     start: Start,
@@ -76,9 +77,9 @@ def report(
     )
     return Report(
         ending=ending,
-        stdout=life.stdout.captured(),
+        stdout=streams[0],
         # Before the program ran, it was runsc that wrote there.
-        stderr=(life.stderr if started else BoundedOutput(0)).captured(),
+        stderr=streams[1] if started else Captured(data=b"", total=0, gap=None),
         counters=counters,
         host_limits=host_limits,
         start=start,

@@ -87,22 +87,29 @@ class WarmStart:
             SandboxGoneError: the sandbox is not there any more; nothing was started.
         """
         place = self._place
-        life = Life(limits, self._runsc.state(place.id))
+        life = Life(limits, self._runsc.state(place.id), place.spool)
         host_limits, before = await self._hand_over(limits)
 
         def counters() -> Counters:
             return _since(before, place.counters())
 
-        with host_failures(life):
+        with life.stdout, life.stderr, host_failures(life):
             await self._live(job, limits, rootfs, life, counters, stop)
-        if self._absent:
-            raise SandboxGoneError(*self._trouble)
-        book, used = await anyio.to_thread.run_sync(lambda: (self._log_book(), counters()))
+            if self._absent:
+                raise SandboxGoneError(*self._trouble)
+            book, used, streams = await anyio.to_thread.run_sync(
+                lambda: (
+                    self._log_book(),
+                    counters(),
+                    (life.stdout.captured(), life.stderr.captured()),
+                )
+            )
         return report(
             place.id,
             life,
             stop,
             book,
+            streams=streams,
             counters=used,
             host_limits=host_limits,
             start="warm",
@@ -122,8 +129,12 @@ class WarmStart:
             ends = _Ends(files, rootfs, stdin=bool(job.stdin))
             async with anyio.create_task_group() as drains:
                 meter = OutputMeter(limits.output_kill_bytes, stop)
-                drains.start_soon(drain, ends.stdout.ours, meter.before(life.stdout.feed))
-                drains.start_soon(drain, ends.stderr.ours, meter.before(life.stderr.feed))
+                drains.start_soon(
+                    drain, ends.stdout.ours, meter.before(life.stdout.feed), life.stdout.settle
+                )
+                drains.start_soon(
+                    drain, ends.stderr.ours, meter.before(life.stderr.feed), life.stderr.settle
+                )
                 try:
                     async with anyio.create_task_group() as tasks:
                         tasks.start_soon(cancel_when_stopped, tasks.cancel_scope, stop)

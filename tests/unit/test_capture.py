@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import anyio
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from corral_worker.process import capture
+from corral_worker.process.capture import BoundedOutput, Captured, Spool
+
+MIB = 1024**2
+CHUNK = 256 * 1024
+
+
+def fed(limit: int, chunks: list[bytes]) -> BoundedOutput:
+    output = BoundedOutput(limit)
+    for chunk in chunks:
+        output.feed(chunk)
+    return output
+
+
+@given(limit=st.integers(0, 40), chunks=st.lists(st.binary(max_size=30), max_size=20))
+def test_head_and_tail_are_kept_however_the_stream_was_cut(limit: int, chunks: list[bytes]) -> None:
+    whole = b"".join(chunks)
+    head, tail = limit // 2, limit - limit // 2
+
+    captured = fed(limit, chunks).captured()
+
+    assert captured.total == len(whole)
+    if len(whole) <= limit:
+        assert (captured.data, captured.gap) == (whole, None)
+    else:
+        assert captured.data == whole[:head] + whole[len(whole) - tail :]
+        assert captured.gap == head
+
+
+@given(chunks=st.lists(st.binary(max_size=30), max_size=20), looks=st.sets(st.integers(0, 19)))
+def test_a_look_in_between_changes_nothing(chunks: list[bytes], looks: set[int]) -> None:
+    watched = BoundedOutput(16)
+    for number, chunk in enumerate(chunks):
+        watched.feed(chunk)
+        if number in looks:
+            watched.captured()
+
+    assert watched.captured() == fed(16, chunks).captured()
+
+
+@given(
+    limit=st.integers(0, 2 * MIB),
+    sizes=st.lists(st.integers(0, CHUNK), max_size=60),
+)
+def test_memory_is_bounded_however_much_is_fed(limit: int, sizes: list[int]) -> None:
+    output = BoundedOutput(limit)
+    chunk = bytes(CHUNK)
+    for size in sizes:
+        output.feed(chunk[:size])
+        assert len(output._memory) <= limit
+
+
+def test_a_large_stream_keeps_its_first_and_last_bytes() -> None:
+    numbers = b"".join(b"%07d\n" % number for number in range(1_000_000))
+    chunks = [numbers[start : start + CHUNK] for start in range(0, len(numbers), CHUNK)]
+
+    captured = fed(MIB, chunks).captured()
+
+    assert captured.data == numbers[: MIB // 2] + numbers[-MIB // 2 :]
+    assert (captured.total, captured.gap) == (8_000_000, MIB // 2)
+
+
+def files(directory: Path) -> list[Path]:
+    return [*directory.iterdir()]
+
+
+async def spooled(limit: int, chunks: list[bytes], directory: Path) -> Captured:
+    with BoundedOutput(limit, Spool(directory, Spool.new_writers())) as output:
+        for chunk in chunks:
+            output.feed(chunk)
+            await output.settle()
+            assert len(output._fresh) <= capture._IN_MEMORY
+            assert not output._memory
+        return output.captured()
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(limit=st.integers(5, 40), chunks=st.lists(st.binary(max_size=30), max_size=20))
+def test_what_is_kept_on_disk_is_what_is_kept_in_memory(
+    limit: int, chunks: list[bytes], tmp_path: Path
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(capture, "_IN_MEMORY", 4)
+        kept = anyio.run(spooled, limit, chunks, tmp_path)
+
+    assert kept == fed(limit, chunks).captured()
+
+
+async def test_a_flood_is_kept_without_its_memory_and_leaves_no_file(tmp_path: Path) -> None:
+    numbers = b"".join(b"%07d\n" % number for number in range(500_000))
+    chunks = [numbers[start : start + CHUNK] for start in range(0, len(numbers), CHUNK)]
+
+    kept = await spooled(MIB, chunks, tmp_path)
+
+    assert kept == fed(MIB, chunks).captured()
+    assert files(tmp_path) == []
+
+
+async def test_a_little_output_never_touches_the_disk(tmp_path: Path) -> None:
+    nowhere = tmp_path / "nowhere"
+
+    kept = await spooled(MIB, [b"so ", b"little"], nowhere)
+
+    assert kept == Captured(data=b"so little", total=9, gap=None)
+
+
+async def test_a_disk_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    with BoundedOutput(MIB, Spool(tmp_path / "nowhere", Spool.new_writers())) as output:
+        output.feed(bytes(CHUNK))
+        with pytest.raises(OSError, match="nowhere"):
+            await output.settle()
+
+
+async def test_all_that_flood_share_a_few_threads(tmp_path: Path) -> None:
+    writers = Spool.new_writers()
+    async with anyio.create_task_group() as tasks:
+
+        async def flood() -> None:
+            with BoundedOutput(MIB, Spool(tmp_path, writers)) as output:
+                for _ in range(8):
+                    output.feed(os.urandom(CHUNK))
+                    await output.settle()
+                    assert writers.borrowed_tokens <= writers.total_tokens < 50
+
+        for _ in range(50):
+            tasks.start_soon(flood)

@@ -1,0 +1,165 @@
+"""Bounded capture of a stream, however much comes through it."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Self
+
+import anyio
+import anyio.to_thread
+import msgspec
+
+_IN_MEMORY = 64 * 1024
+"""Bytes of one stream that may be in memory: thousands of streams may flood at one time."""
+_WRITERS = 4
+
+
+class Captured(msgspec.Struct, frozen=True, kw_only=True):
+    """What was kept of a stream."""
+
+    data: bytes
+    total: int
+    """Bytes the program wrote in all."""
+    gap: int | None
+    """Offset in ``data`` where bytes were left out; None if none were."""
+
+
+class Spool:
+    """Where output goes that is too large to be kept in memory.
+
+    Args:
+        directory: on a disk; it must be there by the time there is such output.
+        writers: how many may write at one time. A disk that stands still holds up those
+            who write to it, and no other threads of the worker.
+    """
+
+    def __init__(self, directory: Path, writers: anyio.CapacityLimiter) -> None:
+        self.directory = directory
+        self.writers = writers
+
+    @staticmethod
+    def new_writers() -> anyio.CapacityLimiter:
+        """Return what all spools of a worker are to share."""
+        return anyio.CapacityLimiter(_WRITERS)
+
+
+class BoundedOutput:
+    """Keeps the head and the tail of a stream and counts the rest.
+
+    Without a spool it takes ``limit`` bytes of memory at most. With one, it takes little
+    memory whatever the limit, if :meth:`settle` is awaited after each :meth:`feed`. The
+    spool's files have no name: nothing of them is left, whatever becomes of the worker.
+
+    Args:
+        limit: bytes to keep.
+        spool: where to keep them.
+    """
+
+    def __init__(self, limit: int, spool: Spool | None = None) -> None:
+        self._head = limit // 2
+        self._tail = limit - self._head
+        self._spool = spool if limit > _IN_MEMORY else None
+        self._total = 0
+        self._memory = bytearray()
+        self._fresh = bytearray()
+        self._file: IO[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        """Return the output itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Give up what was kept."""
+        if self._file is not None:
+            self._file.close()
+
+    def feed(self, chunk: bytes) -> None:
+        """Take the next bytes of the stream."""
+        if self._spool is not None:
+            self._fresh += chunk
+        else:
+            self._put(self._memory, self._total, chunk)
+        self._total += len(chunk)
+
+    async def settle(self) -> None:
+        """Write to the spool what is too much for the memory.
+
+        On cancellation what is being written is still written.
+
+        Raises:
+            OSError: the disk is full, for example.
+        """
+        if self._spool is not None and len(self._fresh) > _IN_MEMORY:
+            await anyio.to_thread.run_sync(
+                self._write_out, self._spool.directory, limiter=self._spool.writers
+            )
+
+    def captured(self) -> Captured:
+        """Return what was kept so far. Reads the spool: call it in a thread if there is one.
+
+        Raises:
+            OSError: the disk fails.
+        """
+        kept: bytes | bytearray = self._memory
+        if self._file is not None:
+            self._write(self._file)
+            self._file.seek(0)
+            kept = self._file.read()
+        elif self._fresh:
+            kept = bytearray()
+            self._put(kept, 0, self._fresh)
+        if self._total <= self._head + self._tail:
+            return Captured(data=bytes(kept), total=self._total, gap=None)
+        oldest = self._head
+        if self._tail:
+            oldest += (self._total - self._head) % self._tail
+        data = b"".join((kept[: self._head], kept[oldest:], kept[self._head : oldest]))
+        return Captured(data=data, total=self._total, gap=self._head)
+
+    def _put(self, memory: bytearray, position: int, data: bytes | bytearray) -> None:
+        for offset, part in self._places(position, data):
+            # Of a large chunk only the end may be kept, which need not begin where the tail does.
+            memory.extend(bytes(max(0, offset - len(memory))))
+            memory[offset : offset + len(part)] = part
+
+    def _write_out(self, directory: Path) -> None:
+        if self._file is None:
+            self._file = tempfile.TemporaryFile(dir=directory, buffering=0)  # noqa: SIM115 - closed
+            # with this
+        self._write(self._file)
+
+    def _write(self, file: IO[bytes]) -> None:
+        for offset, part in self._places(self._total - len(self._fresh), bytes(self._fresh)):
+            done = 0
+            while done < len(part):
+                done += os.pwrite(file.fileno(), part[done:], offset + done)
+        self._fresh.clear()
+
+    def _places(self, position: int, data: bytes | bytearray) -> Iterator[tuple[int, memoryview]]:
+        """Give where to put which part of the bytes that stand at a position of the stream.
+
+        The head stays as it is. What follows goes round and round in the room for the tail.
+        """
+        rest = memoryview(data)
+        if position < self._head:
+            first = rest[: self._head - position]
+            yield position, first
+            position, rest = position + len(first), rest[len(first) :]
+        if not self._tail:
+            return
+        lost = max(0, len(rest) - self._tail)
+        position, rest = position + lost, rest[lost:]
+        while rest:
+            offset = (position - self._head) % self._tail
+            part = rest[: self._tail - offset]
+            yield self._head + offset, part
+            position, rest = position + len(part), rest[len(part) :]
