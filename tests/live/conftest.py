@@ -17,6 +17,7 @@ import anyio
 import pytest
 from msgspec.structs import replace
 from support.host_traces import mentions, parents_of
+from support.waiting import READY_WITHIN_S, Prepare
 
 from corral import CorralError, EffectiveLimits, ErrImageNotFound, ErrWorkerLost, Job
 from corral_worker.images.builder import ImageBuilder, default_recipes
@@ -202,6 +203,18 @@ def pause(directory: Path) -> Path:
     image = directory / "pause.erofs"
     anyio.run(build_pause_image, image)
     return image
+
+
+@pytest.fixture(scope="session")
+def prepare(runsc: Runsc, cold: ColdStart, pause: Path) -> Prepare:
+    """What makes sandboxes that wait."""
+
+    def made(shape: Shape) -> Prepared:
+        return Prepared(
+            shape=shape, runsc=runsc, places=cold.place, pause=pause, start_timeout_s=READY_WITHIN_S
+        )
+
+    return made
 
 
 class WarmOnly:

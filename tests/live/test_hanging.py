@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +10,7 @@ from typing import Literal
 import anyio
 import pytest
 from structlog.testing import capture_logs
+from support.on_host import OnHost, running
 
 from corral import EffectiveLimits, Job, Outcome
 from corral.result import KillStep
@@ -41,44 +40,12 @@ WITHIN_S = 10.0
 """All rungs' deadlines together."""
 
 
-class Sandbox:
-    """The one sandbox that runs: its processes on the host."""
-
-    def __init__(self, identifier: str, cgroups: CgroupHost) -> None:
-        self.cgroup = cgroups.sandbox(identifier)
-        self._id = identifier
-
-    def processes(self) -> set[int]:
-        return self.cgroup.processes()
-
-    def runsc_run(self) -> int:
-        """Return the pid of its ``runsc run``: the parent of the sentry, outside of the cgroup."""
-        pids = self.processes()
-        parents = {_parent(pid) for pid in pids} - pids
-        (parent,) = parents - {os.getpid()}
-        return parent
-
-
-def _parent(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-
-
-async def _running(runsc: Runsc, cgroups: CgroupHost) -> Sandbox:
-    with anyio.fail_after(30):
-        while True:
-            for file in runsc.root.glob("*.state"):
-                name, _, _ = file.name.partition("_sandbox:")
-                if runsc.state(name).status() == "running":
-                    return Sandbox(name, cgroups)
-            await anyio.sleep(0.002)
-
-
 async def _cancelled(
     sandboxes: ColdStart,
     runsc: Runsc,
     cgroups: CgroupHost,
     rootfs: Path,
-    prepare: Callable[[Sandbox], None],
+    harm: Callable[[OnHost], None],
 ) -> Report:
     """Run a sleeper, do something to its sandbox, cancel it, and return the report."""
     stop = Stop()
@@ -89,8 +56,8 @@ async def _cancelled(
 
     async with reaping(), anyio.create_task_group() as tasks:
         tasks.start_soon(run)
-        sandbox = await _running(runsc, cgroups)
-        prepare(sandbox)
+        sandbox = await running(runsc, cgroups)
+        harm(sandbox)
         began = time.monotonic()
         stop.request("cancelled")
     assert time.monotonic() - began < WITHIN_S
@@ -102,19 +69,10 @@ async def _cancelled(
     return report
 
 
-def _stop_all_of_it(sandbox: Sandbox) -> None:
-    for pid in sandbox.processes():
-        os.kill(pid, signal.SIGSTOP)
-
-
-def _stop_runsc(sandbox: Sandbox) -> None:
-    os.kill(sandbox.runsc_run(), signal.SIGSTOP)
-
-
 async def test_a_sentry_that_is_stopped_dies_as_any_other(
     cold: ColdStart, runsc: Runsc, cgroups: CgroupHost, rootfs: Path, slowness: float
 ) -> None:
-    report = await _cancelled(cold, runsc, cgroups, rootfs, _stop_all_of_it)
+    report = await _cancelled(cold, runsc, cgroups, rootfs, OnHost.stop_sentry)
 
     assert report.termination is not None
     assert report.termination.steps == USUAL
@@ -124,7 +82,7 @@ async def test_a_sentry_that_is_stopped_dies_as_any_other(
 async def test_a_runsc_run_that_is_stopped_is_killed_after_its_sandbox(
     cold: ColdStart, runsc: Runsc, cgroups: CgroupHost, rootfs: Path, slowness: float
 ) -> None:
-    report = await _cancelled(cold, runsc, cgroups, rootfs, _stop_runsc)
+    report = await _cancelled(cold, runsc, cgroups, rootfs, OnHost.stop_runsc)
 
     assert report.termination is not None
     assert report.termination.steps == WITH_PROCESS_KILL
@@ -134,11 +92,7 @@ async def test_a_runsc_run_that_is_stopped_is_killed_after_its_sandbox(
 async def test_a_sandbox_of_which_all_is_stopped_dies(
     cold: ColdStart, runsc: Runsc, cgroups: CgroupHost, rootfs: Path, slowness: float
 ) -> None:
-    def stop(sandbox: Sandbox) -> None:
-        _stop_runsc(sandbox)
-        _stop_all_of_it(sandbox)
-
-    report = await _cancelled(cold, runsc, cgroups, rootfs, stop)
+    report = await _cancelled(cold, runsc, cgroups, rootfs, OnHost.stop_all)
 
     assert report.termination is not None
     assert report.termination.steps == WITH_PROCESS_KILL
@@ -190,7 +144,7 @@ async def test_a_sandbox_that_is_frozen_dies(
         pytest.skip("only version 1 has frozen processes that no signal reaches")
     states: list[Path] = []
 
-    def freeze(sandbox: Sandbox) -> None:
+    def freeze(sandbox: OnHost) -> None:
         states.append(freezer / sandbox.cgroup.runsc_path.lstrip("/") / "freezer.state")
         states[0].write_text("FROZEN")
 

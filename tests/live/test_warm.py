@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import os
-import re
-import signal
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import anyio
 import pytest
 from structlog.testing import capture_logs
+from support.on_host import running
+from support.waiting import READY_WITHIN_S, Prepare, ready
 
 from corral import EffectiveLimits, ErrWorkerLost, Job, Outcome
 from corral_worker.pool.pool import Budget, Pool
-from corral_worker.pool.prepared import Prepared, Shape
+from corral_worker.process.reaping import reaping
+from corral_worker.sandbox.cgroup_host import CgroupHost
 from corral_worker.sandbox.lifecycle import ColdStart
 from corral_worker.sandbox.outcome import Ending, KillCause
 from corral_worker.sandbox.report import Report
@@ -26,7 +26,6 @@ from corral_worker.sandbox.warm import SandboxGoneError
 pytestmark = pytest.mark.live
 
 LIMITS = EffectiveLimits(wall_s=50)
-SOON_S = 60.0
 # What differs between any two boots is left out: times, free memory, and gVisor's own numbers of
 # devices, mounts, namespaces and the host's descriptors.
 PROBE = r"""
@@ -56,31 +55,6 @@ show([line for line in open('/proc/self/status') if not line.startswith(('Vm', '
 show([line.split(' ', 5)[3:] for line in open('/proc/self/mountinfo')])
 """
 
-Prepare = Callable[[Shape], Prepared]
-
-
-@pytest.fixture
-def prepare(runsc: Runsc, cold: ColdStart, pause: Path) -> Prepare:
-    def made(shape: Shape) -> Prepared:
-        return Prepared(
-            shape=shape, runsc=runsc, places=cold.place, pause=pause, start_timeout_s=SOON_S
-        )
-
-    return made
-
-
-@asynccontextmanager
-async def ready(prepare: Prepare, limits: EffectiveLimits = LIMITS) -> AsyncIterator[Prepared]:
-    """Yield a sandbox that waits; it is gone when the block has ended."""
-    prepared = prepare(Shape.of(limits))
-    seen = anyio.Event()
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(prepared.live, seen.set)
-        with anyio.fail_after(SOON_S):
-            await seen.wait()
-        yield prepared
-        prepared.dismiss()
-
 
 async def warm(
     prepare: Prepare, job: Job, rootfs: Path, *, limits: EffectiveLimits = LIMITS
@@ -95,7 +69,7 @@ async def stopped(
 ) -> AsyncIterator[Report]:
     """Ask for a program's end so many seconds after its start was asked for."""
     stop = Stop()
-    async with ready(prepare) as prepared, anyio.create_task_group() as tasks:
+    async with ready(prepare, LIMITS) as prepared, anyio.create_task_group() as tasks:
 
         async def ask() -> None:
             await anyio.sleep(delay_s)
@@ -197,7 +171,7 @@ async def test_what_was_stopped_before_it_was_asked_for_has_not_begun(
     stop = Stop()
     stop.request("shutdown")
 
-    async with ready(prepare) as prepared, prepared.taken() as start:
+    async with ready(prepare, LIMITS) as prepared, prepared.taken() as start:
         report = await start.run(Job(argv=("echo", "begun")), LIMITS, rootfs, stop)
 
     assert isinstance(report.ending, ErrWorkerLost)
@@ -211,7 +185,7 @@ async def test_a_task_that_runs_one_can_be_cancelled_at_any_moment(
 ) -> None:
     job = Job(argv=("sleep", "1000"))
 
-    async with ready(prepare) as prepared, prepared.taken() as start:
+    async with ready(prepare, LIMITS) as prepared, prepared.taken() as start:
         with anyio.move_on_after(delay_s) as scope:
             await start.run(job, LIMITS, rootfs, Stop())
 
@@ -219,32 +193,13 @@ async def test_a_task_that_runs_one_can_be_cancelled_at_any_moment(
 
 
 async def test_one_that_died_while_it_waited_is_found_out_before_anything_is_started(
-    prepare: Prepare, rootfs: Path, directory: Path
+    prepare: Prepare, runsc: Runsc, cgroups: CgroupHost, rootfs: Path
 ) -> None:
     # Whoever has taken it learns of its end only by asking it.
-    async with ready(prepare) as prepared, prepared.taken() as start:
-        with anyio.fail_after(SOON_S):
-            while not (pids := _sandbox_processes(directory)):
-                await anyio.sleep(0.01)
-            for pid in pids:
-                os.kill(pid, signal.SIGKILL)
-            while _sandbox_processes(directory):
-                await anyio.sleep(0.01)
+    async with reaping(), ready(prepare, LIMITS) as prepared, prepared.taken() as start:
+        await (await running(runsc, cgroups)).kill_sentry()
         with pytest.raises(SandboxGoneError):
             await start.run(Job(argv=("true",)), LIMITS, rootfs, Stop())
-
-
-def _sandbox_processes(directory: Path) -> list[int]:
-    found: list[int] = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            command = (process / "cmdline").read_bytes()
-            state = re.search(r"^State:\s+(\w)", (process / "status").read_text(), re.MULTILINE)
-        except OSError:
-            continue
-        if str(directory).encode() in command and b"\0boot\0" in command and state:
-            found += [int(process.name)] if state[1] != "Z" else []
-    return found
 
 
 @asynccontextmanager
@@ -262,7 +217,7 @@ async def pool_of(
 
 
 async def full(pool: Pool, sandboxes: int) -> None:
-    with anyio.fail_after(SOON_S):
+    with anyio.fail_after(READY_WITHIN_S):
         while pool.waiting != sandboxes:
             await anyio.sleep(0.01)
 
