@@ -323,6 +323,18 @@ async def test_a_worker_that_keeps_what_it_is_flooded_with_is_found(
     assert "the worker grew by" in complaints(proof)
 
 
+async def test_a_limit_of_output_that_does_not_kill_is_found(
+    prove: Prove, sandboxes: ColdStart
+) -> None:
+    async def run(job: Job, limits: EffectiveLimits, rootfs: Path, stop: Stop) -> Report:
+        endless = structs.replace(limits, output_kill_bytes=2**40, wall_s=1.0)
+        return await sandboxes.run(job, endless, rootfs, stop)
+
+    (proof,) = (await prove(run, "output_without_end")).values()
+
+    assert "not output_exceeded but wall_timeout" in complaints(proof)
+
+
 async def test_a_death_that_was_not_seen_is_found(prove: Prove, sandboxes: ColdStart) -> None:
     async def run(job: Job, limits: EffectiveLimits, rootfs: Path, stop: Stop) -> Report:
         report = await sandboxes.run(job, limits, rootfs, stop)

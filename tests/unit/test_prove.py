@@ -76,7 +76,11 @@ def telling(refused: dict[str, str], succeeded: dict[str, str], **facts: int) ->
     return ended(exit_code=0, stdout=json.dumps(said).encode() + b"\n")
 
 
-TIMED_OUT = structs.replace(ended(Outcome.WALL_TIMEOUT), termination=KILLED)
+def killed(outcome: Outcome) -> Result:
+    return structs.replace(ended(outcome), termination=structs.replace(KILLED, cause=outcome))
+
+
+TIMED_OUT = killed(Outcome.WALL_TIMEOUT)
 # How each attack ends where it comes to nothing.
 GOOD: dict[str, Result | CorralError] = {
     "fork_bomb": ended(Outcome.PIDS_EXCEEDED),
@@ -85,9 +89,17 @@ GOOD: dict[str, Result | CorralError] = {
     "memory_tmpfs": ended(Outcome.OUT_OF_MEMORY),
     "memory_page_cache": refusing(0, read=96 * MIB),
     "disk_fill": refusing(0, written=16 * MIB, no_space=1),
-    "disk_in_sum": ended(Outcome.DISK_EXCEEDED),
+    "disk_in_sum": killed(Outcome.DISK_EXCEEDED),
+    "disk_of_its_own": killed(Outcome.DISK_EXCEEDED),
     "inode_fill": ended(Outcome.OUT_OF_MEMORY, stdout=b"1000\n"),
     "output_flood": structs.replace(DONE, stdout_bytes=48 * MIB, stderr_bytes=48 * MIB),
+    "output_without_end": structs.replace(
+        killed(Outcome.OUTPUT_EXCEEDED),
+        stdout=b"x",
+        stderr=b"x",
+        stdout_bytes=3 * MIB,
+        stderr_bytes=2 * MIB,
+    ),
     "stopped_reader": structs.replace(refusing(0, longest_ms=400), stderr_bytes=24 * MIB),
     "unread_input": refusing(0, waited=1),
     "survivors": structs.replace(DONE, stdout=b"left\n"),
@@ -222,6 +234,39 @@ def test_a_result_that_tells_of_a_broken_limit_fails_every_attack(name: str) -> 
     assert isinstance(ending, Result)
     for complaint, worse in RESULT_WORSE.items():
         assert complaint in complaints(name, structs.replace(good(name), ending=worse(ending)))
+
+
+@pytest.mark.parametrize(
+    ("certificate", "complaint"),
+    [
+        (None, "nothing certifies its death"),
+        (KILLED, "it was certified to have died of wall_timeout, not output_exceeded"),
+    ],
+)
+def test_an_end_that_corral_brought_about_needs_a_certificate_of_it(
+    certificate: Termination | None, complaint: str
+) -> None:
+    seen = good("output_without_end")
+    assert isinstance(seen.ending, Result)
+    ending = structs.replace(seen.ending, termination=certificate)
+
+    assert complaint in complaints("output_without_end", structs.replace(seen, ending=ending))
+
+
+def test_a_flood_that_goes_on_after_its_limit_is_told() -> None:
+    seen = good("output_without_end")
+    assert isinstance(seen.ending, Result)
+    ending = structs.replace(seen.ending, stderr_bytes=20 * MIB)
+
+    assert "with a limit of" in complaints(
+        "output_without_end", structs.replace(seen, ending=ending)
+    )
+
+
+def test_a_gvisor_that_gives_a_guest_no_file_system_of_its_own_is_not_blamed() -> None:
+    seen = structs.replace(good("disk_of_its_own"), ending=refusing(1))
+
+    assert complaints("disk_of_its_own", seen) == ""
 
 
 @pytest.mark.parametrize(

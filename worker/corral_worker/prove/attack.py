@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 import msgspec
 
-from corral import CorralError, Job, Limits, Result
+from corral import CorralError, Job, Limits, Policy, Result
 
 _MIB = 1024**2
 
@@ -87,6 +87,8 @@ class Attack(msgspec.Struct, frozen=True, kw_only=True):
     job: Callable[[Scene], Job]
     """Makes the job. That it is refused right here counts as an ending."""
     judge: Judge
+    policy: Policy = Policy()
+    """The operator's, for this attack."""
     neighbour: bool = False
     """Whether an innocent job runs beside it, which must not suffer."""
     alone: bool = False

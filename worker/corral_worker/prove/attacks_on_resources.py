@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from corral import Outcome, Result
+from corral import Outcome, Policy, Result
+from corral.policy import LimitSet
 from corral_worker.prove.attack import Attack, Judge, Observed
 from corral_worker.prove.guest import python
-from corral_worker.prove.judges import both, ends, fact
+from corral_worker.prove.judges import both, ends, fact, told
 
 _MIB = 1024**2
 _BOMB_MEMORY = 64 * _MIB
 _CACHE_READ = 96 * _MIB
 _DISK = 16 * _MIB
 _FLOOD = 48 * _MIB
+_ENDLESS = 1024**4
+_MOST_OUTPUT = 4 * _MIB
+_ON_THEIR_WAY = 8 * _MIB
+"""Output that may still come when the end was asked for: a busy worker asks late."""
 _HELD_UP = 24 * _MIB
 _STALL_S = 0.4
 _INPUT = 12 * _MIB
@@ -52,6 +57,15 @@ def _was_full(observed: Observed) -> Iterator[str]:
         yield f"it wrote {written} bytes, of {_DISK}"
 
 
+def _was_ended_or_has_none(observed: Observed) -> Iterator[str]:
+    """Judge a guest that wants a file system without a size: gVisor need not give it one."""
+    said = told(observed)
+    if said and said.refused:
+        yield from ends(Outcome.EXITED, exit_code=0)(observed)
+    else:
+        yield from ends(Outcome.DISK_EXCEEDED, Outcome.OUT_OF_MEMORY)(observed)
+
+
 def _read_all(observed: Observed) -> Iterator[str]:
     wanted = observed.scene.sized(_CACHE_READ)
     if fact(observed, "read") < wanted:
@@ -65,6 +79,20 @@ def _flooded(observed: Observed) -> Iterator[str]:
             counted: int = getattr(result, f"{name}_bytes")
             if counted != wrote:
                 yield f"{counted} bytes of {name} were counted, not {wrote}"
+    yield from _grew(observed, _MOST_GROWTH)
+
+
+def _was_cut_off(observed: Observed) -> Iterator[str]:
+    result = observed.ending
+    if isinstance(result, Result):
+        counted = result.stdout_bytes + result.stderr_bytes
+        if not _MOST_OUTPUT < counted <= _MOST_OUTPUT + _ON_THEIR_WAY:
+            yield f"{counted} bytes came, with a limit of {_MOST_OUTPUT}"
+        yield from (
+            f"nothing of {name} was kept"
+            for name in ("stdout", "stderr")
+            if not getattr(result, name)
+        )
     yield from _grew(observed, _MOST_GROWTH)
 
 
@@ -154,6 +182,13 @@ RESOURCES = (
         judge=ends(Outcome.DISK_EXCEEDED),
     ),
     Attack(
+        name="disk_of_its_own",
+        expected="killed at a limit: a file system that it mounts itself is no way around them",
+        job=lambda scene: python("tmpfs_of_its_own", limits=scene.limits(disk_bytes=_DISK)),
+        judge=_was_ended_or_has_none,
+        neighbour=True,
+    ),
+    Attack(
         name="inode_fill",
         expected="killed at a limit: its files are in its own memory, not on a disk of the host",
         job=lambda scene: python(
@@ -170,6 +205,14 @@ RESOURCES = (
         expected="all counted, little kept, the worker's memory bounded",
         job=lambda scene: python("output_flood", str(scene.sized(_FLOOD)), limits=scene.limits()),
         judge=both(ends(Outcome.EXITED, exit_code=0), _flooded),
+        alone=True,
+    ),
+    Attack(
+        name="output_without_end",
+        expected="output_exceeded at the operator's limit, what came before it kept",
+        job=lambda scene: python("output_flood", str(_ENDLESS), limits=scene.limits()),
+        policy=Policy(defaults=LimitSet(output_kill_bytes=_MOST_OUTPUT)),
+        judge=both(ends(Outcome.OUTPUT_EXCEEDED), _was_cut_off),
         alone=True,
     ),
     Attack(

@@ -9,11 +9,14 @@ import msgspec
 from corral import CorralError, Fault, Outcome, Result
 from corral_worker.prove.attack import Judge, Observed
 from corral_worker.sandbox.bundle import host_tasks
+from corral_worker.sandbox.outcome import OUTCOME_OF_KILL
 
 MOST_KILL_LATENCY_S = 10.0
 """All rungs of the ladder, on a machine that attacks keep busy; idle, it is a tenth of a second."""
 _KERNEL_SLACK_BYTES = 1024**2
 """The kernel's own allocations may not fail: they may pass the limit by some pages."""
+_BY_US = frozenset(OUTCOME_OF_KILL.values()) - {Outcome.CANCELLED}
+"""Outcomes that corral brings about; what is cancelled may never have been started."""
 
 
 class Told(msgspec.Struct, frozen=True, kw_only=True):
@@ -148,7 +151,11 @@ def _limits(result: Result) -> Iterator[str]:
 def _kill(result: Result, most_s: float) -> Iterator[str]:
     termination = result.termination
     if termination is None:
+        if result.outcome in _BY_US:
+            yield "nothing certifies its death"
         return
+    if termination.cause is not result.outcome:
+        yield f"it was certified to have died of {termination.cause}, not {result.outcome}"
     if not termination.verified_dead:
         yield "it was not seen dead"
     elif termination.latency_s > most_s:

@@ -116,14 +116,14 @@ class Prover:
 
         async def neighbour() -> None:
             nonlocal beside
-            beside = await self._execute(_neighbour, scene, witness)
+            beside = await self._execute(_neighbour, Policy(), scene, witness)
 
         memory = _Memory() if attack.alone else None
         with anyio.move_on_after(scene.seconds(_DEADLINE_S)):
             async with _stalling(attack.stall_s), anyio.create_task_group() as tasks:
                 if attack.neighbour:
                     tasks.start_soon(neighbour)
-                ending = await self._execute(attack.job, scene, witness)
+                ending = await self._execute(attack.job, attack.policy, scene, witness)
         return Observed(
             scene=scene,
             ending=ending,
@@ -136,10 +136,10 @@ class Prover:
         )
 
     async def _execute(
-        self, make: Callable[[Scene], Job], scene: Scene, witness: _Witness
+        self, make: Callable[[Scene], Job], policy: Policy, scene: Scene, witness: _Witness
     ) -> Result | CorralError:
         executor = Executor(
-            policy_of=lambda _: Policy(),
+            policy_of=lambda _: policy,
             images=self._ground.images,
             sandboxes=witness,
             runtime=self._ground.runtime,
