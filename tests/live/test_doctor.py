@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 import pytest
 
 from corral_worker.doctor.finding import Finding
+from corral_worker.sandbox.cgroup_host import CgroupHost
 
 SLOWNESS = float(os.environ.get("CORRAL_TEST_SLOWNESS", "1"))
 """How many times as long as elsewhere things may take here: more than 1 under emulation."""
@@ -38,6 +42,19 @@ def environ(state_dir: Path, rootfs: Path, python_rootfs: Path) -> dict[str, str
         "CORRAL_CGROUP_PARENT": f"/corral-test-{secrets.token_hex(4)}",
         "CORRAL_START_TIMEOUT_S": str(30 * SLOWNESS),
     }
+
+
+@pytest.fixture
+def cgroups_of(environ: dict[str, str]) -> Callable[[], set[str]]:
+    """Tell what there is below the parent of this test's own."""
+    return CgroupHost.of_this_host(environ["CORRAL_CGROUP_PARENT"]).names
+
+
+def wait_until(seen: Callable[[], bool]) -> None:
+    gives_up = time.monotonic() + 100 * SLOWNESS
+    while not seen():
+        assert time.monotonic() < gives_up
+        time.sleep(0.01)
 
 
 def doctor(environ: dict[str, str], *arguments: str) -> tuple[int, Document]:
@@ -86,6 +103,59 @@ def test_what_a_dead_worker_left_is_found_before_it_is_removed(
     _, after = doctor(environ)
 
     assert (before.status("leftovers"), after.status("leftovers")) == ("warn", "ok")
+
+
+TRIES_LIMITS = """
+import os, signal
+from corral_worker.doctor.limits import look_at_limits
+from corral_worker.settings import load
+
+findings = look_at_limits(load(None, {**os.environ, "CORRAL_REDIS_URL": "redis://unused"}))
+while next(findings).name != "limits.memory":
+    pass
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_a_doctor_left_that_was_killed_is_removed_by_the_next(
+    environ: dict[str, str], cgroups_of: Callable[[], set[str]]
+) -> None:
+    killed = subprocess.run([sys.executable, "-c", TRIES_LIMITS], env=environ, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert len(cgroups_of()) == 2
+
+    _, before = doctor(environ)
+    _, after = doctor(environ)
+
+    assert (before.status("leftovers"), after.status("leftovers")) == ("warn", "ok")
+    assert cgroups_of() == set()
+
+
+def test_what_a_prover_left_that_was_killed_is_removed_by_the_next_doctor(
+    environ: dict[str, str], state_dir: Path, tmp_path: Path, cgroups_of: Callable[[], set[str]]
+) -> None:
+    environ |= {"TMPDIR": str(tmp_path)}
+    prove = [sys.executable, "-m", "corral_worker", "doctor", "--prove"]
+    with subprocess.Popen(
+        [*prove, "--only", "ignores_signals", "--slowness", "100"], env=environ
+    ) as prover:
+        wait_until(
+            lambda: any(
+                b'"status":"running"' in file.read_bytes()
+                for file in state_dir.glob("w-*/r/*.state")
+            )
+        )
+        prover.kill()
+    assert list(tmp_path.iterdir()) != []
+    assert cgroups_of() != set()
+
+    _, before = doctor(environ)
+    _, after = doctor(environ)
+
+    assert (before.status("leftovers"), after.status("leftovers")) == ("warn", "ok")
+    assert list(state_dir.iterdir()) == []
+    assert list(tmp_path.iterdir()) == []
+    assert cgroups_of() == set()
 
 
 def test_a_lack_is_a_failure_under_strict(environ: dict[str, str]) -> None:

@@ -29,8 +29,9 @@ from corral_worker.pool.prepared import NotPreparedError, Prepared, Shape
 from corral_worker.process.reaping import reaping
 from corral_worker.sandbox.cgroup_host import CgroupHost
 from corral_worker.sandbox.control import ControlSocket, Streams
-from corral_worker.sandbox.lifecycle import ColdStart, Report
+from corral_worker.sandbox.lifecycle import ColdStart
 from corral_worker.sandbox.outcome import Ending, KillCause
+from corral_worker.sandbox.report import Report
 from corral_worker.sandbox.runsc import Runsc
 from corral_worker.sandbox.stop import Stop
 from corral_worker.sandbox.warm import JOB, WarmStart

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import secrets
 import select
-import shutil
 import signal
 import socket
 import subprocess
@@ -245,24 +244,26 @@ from corral_worker.prove.lures import lures
 
 async def hold():
     async with lures(slowness=1.0) as out:
-        print(out.scene.process, out.scene.directory, flush=True)
+        print(out.scene.process, flush=True)
         await anyio.sleep_forever()
 
 anyio.run(hold)
 """
 
 
-def test_no_process_is_left_of_a_prover_that_is_killed() -> None:
-    with subprocess.Popen([sys.executable, "-c", HOLDS_LURES], stdout=subprocess.PIPE) as prover:
+def test_no_process_is_left_of_a_prover_that_is_killed(tmp_path: Path) -> None:
+    environ = os.environ | {"TMPDIR": str(tmp_path)}
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDS_LURES], env=environ, stdout=subprocess.PIPE
+    ) as prover:
         assert prover.stdout is not None
-        pid, directory = prover.stdout.readline().decode().split()
+        pid = prover.stdout.readline()
         lure = os.pidfd_open(int(pid))
         prover.kill()
 
     ended, _, _ = select.select([lure], [], [], 30)
 
     os.close(lure)
-    shutil.rmtree(directory)
     assert ended
 
 

@@ -126,7 +126,7 @@ def died(claim: Claim) -> Claim:
     file = claim.directory / "owner"
     owner = msgspec.json.decode(file.read_bytes(), type=Owner)
     file.write_bytes(msgspec.json.encode(msgspec.structs.replace(owner, boot_id="before")))
-    for lock in claim._locks:
+    for lock in (claim._lock, claim._beacon.lock):
         lock.close()
     return claim
 

@@ -49,8 +49,12 @@ def killed(state_dir: Path, cgroups: CgroupHost) -> Claim:
     return claim
 
 
+def locks(claim: Claim) -> tuple[DirectoryLock, DirectoryLock]:
+    return claim._lock, claim._beacon.lock
+
+
 def gives_up_its_locks(claim: Claim) -> None:
-    for lock in claim._locks:
+    for lock in locks(claim):
         lock.close()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -28,6 +29,11 @@ def state_dir(tmp_path: Path) -> Path:
 @pytest.fixture(autouse=True)
 def _directories_hold_no_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(CgroupV1, "kill", lambda _: None)
+
+
+@pytest.fixture(autouse=True)
+def _temporary_files_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from support.estates import (
     furnish,
     killed,
     living,
+    locks,
     owner_of,
     sweep,
     traces,
@@ -163,12 +164,12 @@ def test_one_lock_of_two_is_enough_to_live(state_dir: Path, cgroups: CgroupHost)
     for lost in (0, 1):
         claim = Claim.make(state_dir, cgroups)
         furnish(claim, cgroups)
-        claim._locks[lost].close()
+        locks(claim)[lost].close()
 
         sweep(state_dir, cgroups)
 
         assert traces(claim, cgroups) != []
-        claim._locks[1 - lost].close()
+        locks(claim)[1 - lost].close()
         owner = owner_of(claim)
         write_owner(claim, msgspec.structs.replace(owner, boot_id="before"))
         sweep(state_dir, cgroups)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
 from corral import HostLimits
 from corral_worker.doctor.finding import Finding, fail, ok, warn
+from corral_worker.reaper.beacon import Beacon
 from corral_worker.sandbox.cgroup import CgroupError, Counters
 from corral_worker.sandbox.cgroup_host import DELEGATED, CgroupHost
+from corral_worker.sandbox.holdings import Holdings
 from corral_worker.settings import Settings
 
 _TRIED = HostLimits(memory_bytes=64 * 1024**2, swap_bytes=0, cpus=0.5, tasks=64)
@@ -36,13 +37,21 @@ def look_at_limits(settings: Settings) -> Iterator[Finding]:
         yield fail("cgroups.parent", str(error), remedy)
         return
     try:
-        yield from _tried(host, remedy)
+        # Named and marked as a worker's are: if this process is killed, a worker removes them.
+        beacon = Beacon.light(host)
+        try:
+            with Holdings(beacon.worker).hold() as name:
+                yield from _tried(host, name, remedy)
+        finally:
+            beacon.put_out()
+    except (CgroupError, OSError) as error:
+        yield fail("cgroups.limits", str(error), remedy)
     finally:
         host.release()
 
 
-def _tried(host: CgroupHost, remedy: str) -> Iterator[Finding]:
-    cgroup = host.sandbox(f"corral-doctor-{secrets.token_hex(4)}")
+def _tried(host: CgroupHost, name: str, remedy: str) -> Iterator[Finding]:
+    cgroup = host.sandbox(name)
     try:
         held = cgroup.create(_TRIED)
         yield ok("cgroups.parent", f"{host.parent} takes cgroups")

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import os
 import secrets
-import shutil
 import socket
 import stat
-import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
@@ -18,6 +16,7 @@ import anyio.to_thread
 from corral_worker.process.call import PATH
 from corral_worker.process.child import ChildProcess, child_process
 from corral_worker.prove.attack import Scene
+from corral_worker.reaper.temporary import TemporaryDirectories
 
 _LIVES = "86400"
 _STEP_S = 0.5
@@ -69,8 +68,8 @@ async def lures(*, slowness: float) -> AsyncIterator[Lures]:
     """
     secret, name = secrets.token_hex(16), f"corral-lure-{secrets.token_hex(4)}"
     with ExitStack() as stack:
-        directory = await anyio.to_thread.run_sync(_directory, name, secret)
-        stack.callback(shutil.rmtree, directory, ignore_errors=True)
+        directory = stack.enter_context(TemporaryDirectories().make())
+        await anyio.to_thread.run_sync(_furnish, directory, secret)
         stack.enter_context(_environment("HOST_LURE", secret))
         listeners = _listen(stack, directory, name)
         async with child_process(
@@ -93,16 +92,14 @@ async def lures(*, slowness: float) -> AsyncIterator[Lures]:
             yield Lures(scene, listeners, process)
 
 
-def _directory(name: str, secret: str) -> Path:
+def _furnish(directory: Path, secret: str) -> None:
     # Where a sandbox has a directory of the same name, and readable by all: that it
     # is not there is to be what protects it.
-    directory = Path(tempfile.mkdtemp(prefix=f"{name}-"))
     directory.chmod(0o777)
     (directory / "secret").write_text(secret)
     (directory / "secret").chmod(0o666)
     (directory / "program").write_text(f"#!/bin/sh\necho {secret}\n")
     (directory / "program").chmod(0o777)
-    return directory
 
 
 def _listing(directory: Path) -> dict[str, tuple[int, int, int, bytes]]:

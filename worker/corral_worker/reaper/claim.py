@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import datetime as dt
 import os
-import secrets
 import shutil
 import stat
 from contextlib import suppress
@@ -19,10 +18,9 @@ from pathlib import Path
 import msgspec
 
 from corral_worker.process.identity import ProcessIdentity, boot_id
+from corral_worker.reaper.beacon import Beacon
 from corral_worker.reaper.lock import DirectoryLock
-from corral_worker.sandbox.cgroup import make
 from corral_worker.sandbox.cgroup_host import CgroupHost
-from corral_worker.sandbox.holdings import worker_of
 
 _ATTEMPTS = 5
 _OWNER_FILE = "owner"
@@ -55,14 +53,12 @@ class Claim:
         directory: the worker's directory.
     """
 
-    def __init__(
-        self, worker: str, cgroups: CgroupHost, directory: DirectoryLock, beacon: DirectoryLock
-    ) -> None:
-        self.worker = worker
+    def __init__(self, cgroups: CgroupHost, directory: DirectoryLock, beacon: Beacon) -> None:
+        self.worker = beacon.worker
         self.directory = directory.path
         self._cgroups = cgroups
-        self._locks = (directory, beacon)
-        self._beacon = beacon.path
+        self._lock = directory
+        self._beacon = beacon
 
     @property
     def runsc_root(self) -> Path:
@@ -86,25 +82,20 @@ class Claim:
         for _ in range(_ATTEMPTS):
             # A reaper that comes between making and locking takes it for a dead worker's.
             with suppress(BlockingIOError, FileNotFoundError):
-                return cls._make(secrets.token_hex(4), state_dir, cgroups)
-        return cls._make(secrets.token_hex(4), state_dir, cgroups)
+                return cls._make(state_dir, cgroups)
+        return cls._make(state_dir, cgroups)
 
     @classmethod
-    def _make(cls, worker: str, state_dir: Path, cgroups: CgroupHost) -> Claim:
-        beacon_at = cgroups.beacon(worker)
-        make(beacon_at)
+    def _make(cls, state_dir: Path, cgroups: CgroupHost) -> Claim:
+        beacon = Beacon.light(cgroups)
         try:
-            beacon = DirectoryLock.take(beacon_at)
+            path = state_dir / f"w-{beacon.worker}"
+            path.mkdir(mode=0o700)
+            directory = DirectoryLock.take_new(path)
         except OSError:
-            _remove_empty(beacon_at)
+            beacon.put_out()
             raise
-        try:
-            directory = _made(state_dir / f"w-{worker}")
-        except OSError:
-            _remove_empty(beacon_at)
-            beacon.close()
-            raise
-        claim = cls(worker, cgroups, directory, beacon)
+        claim = cls(cgroups, directory, beacon)
         try:
             _write_owner(directory, cgroups.parent)
             # Only now: without them the directory is known to be of no use to anyone.
@@ -121,11 +112,8 @@ class Claim:
         What cannot be removed is a leftover of a dead worker from now on.
         """
         shutil.rmtree(self.directory, ignore_errors=True)
-        others = self._cgroups.names() - {self._beacon.name}
-        if not any(worker_of(name) == self.worker for name in others):
-            _remove_empty(self._beacon)
-        for lock in self._locks:
-            lock.close()
+        self._beacon.put_out()
+        self._lock.close()
         self._cgroups.release()
 
 
@@ -150,15 +138,6 @@ def read_owner(directory: DirectoryLock) -> Owner | None:
         os.close(descriptor)
 
 
-def _made(path: Path) -> DirectoryLock:
-    path.mkdir(mode=0o700)
-    try:
-        return DirectoryLock.take(path)
-    except OSError:
-        _remove_empty(path)
-        raise
-
-
 def _write_owner(directory: DirectoryLock, cgroup_parent: str) -> None:
     process = ProcessIdentity.of(os.getpid())
     if process is None:
@@ -176,8 +155,3 @@ def _write_owner(directory: DirectoryLock, cgroup_parent: str) -> None:
         file.flush()
         # It is to be readable after a loss of power, if anything else below the directory is.
         os.fsync(file.fileno())
-
-
-def _remove_empty(directory: Path) -> None:
-    with suppress(OSError):
-        directory.rmdir()

@@ -6,10 +6,13 @@ import errno
 import fcntl
 import os
 import stat
-from contextlib import ExitStack
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
+
+_ATTEMPTS = 5
 
 
 class DirectoryLock:
@@ -54,6 +57,37 @@ class DirectoryLock:
                 raise FileNotFoundError(errno.ENOENT, "was replaced", str(path))
             on_failure.pop_all()
         return lock
+
+    @classmethod
+    def of_new(cls, make: Callable[[], Path]) -> DirectoryLock:
+        """Make a directory, and take its lock.
+
+        A reaper that comes in between takes it for a dead process's. Then another one is made.
+
+        Args:
+            make: makes an empty one, under a new name each time, and returns its path.
+
+        Raises:
+            OSError: it cannot be made or locked; none is left.
+        """
+        for _ in range(_ATTEMPTS - 1):
+            with suppress(BlockingIOError, FileNotFoundError):
+                return cls.take_new(make())
+        return cls.take_new(make())
+
+    @classmethod
+    def take_new(cls, path: Path) -> DirectoryLock:
+        """Take the lock of an empty directory that was just made; if that fails, none is left.
+
+        Raises:
+            OSError: as for :meth:`take`.
+        """
+        try:
+            return cls.take(path)
+        except OSError:
+            with suppress(OSError):
+                path.rmdir()
+            raise
 
     @property
     def is_ours(self) -> bool:

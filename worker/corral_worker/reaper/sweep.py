@@ -13,6 +13,7 @@ import msgspec
 
 from corral_worker.reaper.estate import Doubt, Estate, Estates
 from corral_worker.reaper.removal import Removal
+from corral_worker.reaper.temporary import TemporaryDirectories
 from corral_worker.reaper.trace import (
     NETWORK_NAMESPACES,
     Counts,
@@ -88,6 +89,7 @@ class Sweeper:
         cgroups: below whose parent they have their cgroups.
         own: mark and directory of the worker that it is part of, if any.
         network_namespaces: where ip(8) keeps them by name.
+        temporary: where provers have directories.
     """
 
     def __init__(
@@ -97,12 +99,14 @@ class Sweeper:
         cgroups: CgroupHost,
         own: tuple[str, Path] | None,
         network_namespaces: Path = NETWORK_NAMESPACES,
+        temporary: TemporaryDirectories | None = None,
     ) -> None:
         self._state_dir = state_dir
         self._cgroups = cgroups
         self._estates = Estates(state_dir, cgroups)
         self._own = own
         self._network_namespaces = network_namespaces
+        self._temporary = temporary or TemporaryDirectories()
         self._suspects: frozenset[Trace] = frozenset()
         # If one hangs in a file system, others must not pile up behind it.
         self._turn = threading.Lock()
@@ -143,6 +147,10 @@ class Sweeper:
                 doubts.append(found)
             else:
                 dead += self._traces_of(found, seen)
+        dead += (
+            Trace(kind="directory", worker=mark, name=str(lock.path))
+            for mark, lock in self._temporary.abandoned(shared=True)
+        )
         return Survey(
             dead=tuple(dead), strays=tuple(self._strays(held, seen)), doubts=tuple(doubts)
         )
@@ -162,6 +170,10 @@ class Sweeper:
             found.settle()
             if deadline.is_over:
                 break
+        for mark, lock in self._temporary.abandoned(shared=False):
+            removal = Removal(self._cgroups, (lock.path, lock.descriptor))
+            found_there = Trace(kind="directory", worker=mark, name=str(lock.path))
+            dead += (item.kind for item in _removed([found_there], removal, deadline, left))
         strays = tuple(self._strays(held, seen))
         again = [stray for stray in strays if stray in self._suspects]
         self._suspects = frozenset(strays)
