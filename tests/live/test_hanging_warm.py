@@ -23,6 +23,7 @@ from corral import (
     Outcome,
 )
 from corral.result import KillStep
+from corral_worker.admission.gate import Gate
 from corral_worker.pool import prepared as prepared_module
 from corral_worker.pool.pool import Budget, Pool
 from corral_worker.pool.prepared import NotPreparedError, Prepared, Shape
@@ -297,7 +298,9 @@ async def test_a_job_starts_cold_if_its_sandbox_is_killed_between_taking_and_sta
     budget = Budget(sandboxes=1, slots=100)
     async with (
         reaping(),
-        Pool.open(cold=cold, prepare=fragile, runsc=runsc, budget=budget, expected=LIMITS) as pool,
+        Pool.open(
+            cold=cold, prepare=fragile, runsc=runsc, budget=budget, gate=Gate(), expected=LIMITS
+        ) as pool,
     ):
         with anyio.fail_after(READY_WITHIN_S):
             while not pool.waiting:

@@ -13,6 +13,7 @@ from support.on_host import running
 from support.waiting import READY_WITHIN_S, Prepare, ready
 
 from corral import EffectiveLimits, ErrWorkerLost, Job, Outcome
+from corral_worker.admission.gate import Gate
 from corral_worker.pool.pool import Budget, Pool
 from corral_worker.process.reaping import reaping
 from corral_worker.sandbox.cgroup_host import CgroupHost
@@ -204,13 +205,14 @@ async def test_one_that_died_while_it_waited_is_found_out_before_anything_is_sta
 
 @asynccontextmanager
 async def pool_of(
-    sandboxes: int, prepare: Prepare, runsc: Runsc, cold: ColdStart
+    sandboxes: int, prepare: Prepare, runsc: Runsc, cold: ColdStart, gate: Gate | None = None
 ) -> AsyncIterator[Pool]:
     async with Pool.open(
         cold=cold,
         prepare=prepare,
         runsc=runsc,
         budget=Budget(sandboxes=sandboxes, slots=100),
+        gate=gate or Gate(),
         expected=LIMITS,
     ) as pool:
         yield pool
@@ -272,6 +274,22 @@ async def test_a_job_for_which_none_is_ready_gets_a_cold_start(
 
     assert report.start == "cold"
     assert report.ending == Ending(outcome=Outcome.EXITED, exit_code=0)
+
+
+async def test_a_pool_gives_up_what_waits_when_memory_is_short_and_a_job_starts_cold(
+    prepare: Prepare, runsc: Runsc, cold: ColdStart, rootfs: Path
+) -> None:
+    gate = Gate()
+
+    async with pool_of(1, prepare, runsc, cold, gate) as pool:
+        await full(pool, 1)
+        gate.set(frozenset({"memory"}))
+        with anyio.fail_after(READY_WITHIN_S):
+            while list(runsc.root.iterdir()):
+                await anyio.sleep(0.01)
+        report = await pool.run(Job(argv=("true",)), LIMITS, rootfs, Stop())
+
+    assert report.start == "cold"
 
 
 async def test_jobs_at_the_same_time_never_share_one(

@@ -9,6 +9,8 @@ import msgspec
 import pytest
 
 from corral import EffectiveLimits, HostLimits, Job, Outcome
+from corral_worker.admission.decision import Shortage
+from corral_worker.admission.gate import Gate
 from corral_worker.pool import pool as pool_module
 from corral_worker.pool.pool import Budget, Pool
 from corral_worker.pool.prepared import NotPreparedError, Prepared, Shape
@@ -103,6 +105,7 @@ class Host:
 
     def __init__(self, runsc: Runsc) -> None:
         self.runsc = runsc
+        self.gate = Gate()
         self.cold = Ways(COLD)
         self.warm = Ways(WARM)
         self.impossible: set[Shape] = set()
@@ -124,6 +127,7 @@ class Host:
                 prepare=self.prepare,
                 runsc=self.runsc,
                 budget=Budget(sandboxes=sandboxes, slots=slots),
+                gate=self.gate,
                 tasks=tasks,
                 clock=lambda: self.now,
                 idle_processors=lambda: self.idle_processors,
@@ -244,6 +248,42 @@ async def test_once_runsc_was_replaced_none_is_kept_ready(host: Host) -> None:
     assert len(host.made) == 1
 
 
+@pytest.mark.parametrize("shortage", ["memory", "memory_pressure"])
+async def test_while_memory_is_short_none_waits_and_then_not_at_once_again(
+    host: Host, shortage: Shortage
+) -> None:
+    async with host.pool() as pool:
+        await run(pool)
+        await until(lambda: pool.waiting == 1)
+        host.gate.set(frozenset({shortage}))
+        await until(lambda: host.alive == 0)
+        assert await run(pool) == "cold"
+
+        host.gate.set(frozenset())
+        host.now += 59
+        await anyio.sleep(0.05)
+        assert len(host.made) == 1
+        host.now += 2
+        await until(lambda: pool.waiting == 1)
+
+
+@pytest.mark.parametrize("shortage", ["disk", "inodes", "open_files", "cpu_pressure"])
+async def test_while_something_else_is_short_those_that_wait_stay_and_none_is_made(
+    host: Host, shortage: Shortage
+) -> None:
+    async with host.pool(sandboxes=2) as pool:
+        await run(pool)
+        await until(lambda: pool.waiting == 1)
+        host.gate.set(frozenset({shortage}))
+        assert await run(pool) == "warm"
+        assert await run(pool, OTHER) == "cold"
+        await anyio.sleep(0.05)
+        assert len(host.made) == 1
+
+        host.gate.set(frozenset())
+        await until(lambda: pool.waiting == 2)
+
+
 async def test_a_shape_that_cannot_be_made_ready_is_left_alone_for_a_while_and_others_are_not(
     host: Host,
 ) -> None:
@@ -264,6 +304,7 @@ async def test_an_open_pool_makes_itself_ready_and_leaves_nothing(host: Host) ->
         prepare=host.prepare,
         runsc=host.runsc,
         budget=Budget(sandboxes=2, slots=1),
+        gate=host.gate,
         expected=LIMITS,
     ) as pool:
         await until(lambda: pool.waiting == 1)

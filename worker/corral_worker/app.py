@@ -66,7 +66,7 @@ async def _serve(
     gate, manager = Gate(), ServiceManager()
     async with (
         _redis(settings) as redis,
-        open_host(settings) as host,
+        open_host(settings, gate) as host,
         _admission(settings, host, manager, gate) as admission,
         anyio.create_task_group() as tasks,
     ):

@@ -21,6 +21,7 @@ from corral import (
     Fault,
     Job,
 )
+from corral_worker.admission.gate import Gate
 from corral_worker.admission.sampler import HostSampler
 from corral_worker.images.errors import ImageBuildError
 from corral_worker.images.store import ImageStore
@@ -57,10 +58,14 @@ class Host(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @asynccontextmanager
-async def open_host(settings: Settings) -> AsyncIterator[Host]:
+async def open_host(settings: Settings, gate: Gate | None = None) -> AsyncIterator[Host]:
     """Find runsc, clean up after dead workers, and boot a sandbox to prove it all.
 
     The directories and cgroups of this worker are removed at the end.
+
+    Args:
+        settings: the worker's.
+        gate: closed by who watches the host; without it none is watched.
 
     Raises:
         ErrGVisorNotAvailable: there is no runsc, it is too old, or a sandbox
@@ -92,7 +97,9 @@ async def open_host(settings: Settings) -> AsyncIterator[Host]:
         )
         images = ImageStore(settings.images)
         await _self_test(images, cold)
-        async with _warm(settings, cold, runsc, claim.directory / "pause.erofs") as sandboxes:
+        async with _warm(
+            settings, cold, runsc, gate=gate or Gate(), pause=claim.directory / "pause.erofs"
+        ) as sandboxes:
             yield Host(
                 images=images,
                 sandboxes=sandboxes,
@@ -142,7 +149,7 @@ async def _claimed(settings: Settings) -> AsyncIterator[tuple[Claim, CgroupHost]
 
 @asynccontextmanager
 async def _warm(
-    settings: Settings, cold: ColdStart, runsc: Runsc, pause: Path
+    settings: Settings, cold: ColdStart, runsc: Runsc, *, gate: Gate, pause: Path
 ) -> AsyncIterator[Sandboxes]:
     """Yield what keeps sandboxes ready, or the cold start if that is not wanted or not possible."""
     most = min(settings.warm_sandboxes, settings.warm_memory_bytes // SANDBOX_BYTES)
@@ -170,6 +177,7 @@ async def _warm(
         prepare=prepare,
         runsc=runsc,
         budget=Budget(sandboxes=most, slots=settings.slots),
+        gate=gate,
         expected=EffectiveLimits(),
     ) as pool:
         yield pool

@@ -15,6 +15,8 @@ import msgspec
 import structlog
 
 from corral import EffectiveLimits, Job
+from corral_worker.admission.decision import Shortage
+from corral_worker.admission.gate import Gate
 from corral_worker.pool.idleness import Idleness
 from corral_worker.pool.prepared import NotPreparedError, Prepared, Shape
 from corral_worker.pool.sizing import Demand, wanted
@@ -32,7 +34,9 @@ _SOON_S = 0.2
 _OLD_S = 600.0
 """Seconds after which a sandbox that nobody wanted is replaced."""
 _RETRY_S = 60.0
-"""Seconds until it is tried again after one could not be made."""
+"""Seconds until it is tried again after one could not be made, or memory was short."""
+_OF_MEMORY: frozenset[Shortage] = frozenset({"memory", "memory_pressure"})
+"""Shortages that sandboxes which wait are a part of."""
 _IDLE_PROCESSORS = 0.5
 """With less than this idle, making one would take from the jobs that run."""
 
@@ -62,6 +66,7 @@ class Pool:
         prepare: makes one that is not started yet.
         runsc: once it was replaced, nothing is kept ready any more.
         budget: what may be taken of the host.
+        gate: while it is closed none is made; for want of memory those that wait are given up.
         tasks: where the sandboxes live.
         clock: monotonic seconds.
         idle_processors: how many processors of the host nobody uses.
@@ -74,6 +79,7 @@ class Pool:
         prepare: Callable[[Shape], Prepared],
         runsc: Runsc,
         budget: Budget,
+        gate: Gate,
         tasks: anyio.abc.TaskGroup,
         clock: Callable[[], float] = time.monotonic,
         idle_processors: Callable[[], float],
@@ -82,6 +88,7 @@ class Pool:
         self._prepare = prepare
         self._runsc = runsc
         self._budget = budget
+        self._gate = gate
         self._tasks = tasks
         self._clock = clock
         self._idle_processors = idle_processors
@@ -101,6 +108,7 @@ class Pool:
         prepare: Callable[[Shape], Prepared],
         runsc: Runsc,
         budget: Budget,
+        gate: Gate,
         expected: EffectiveLimits,
     ) -> AsyncIterator[Pool]:
         """Yield a pool; when the block has ended, no sandbox of it is left.
@@ -110,6 +118,7 @@ class Pool:
             prepare: the same.
             runsc: the same.
             budget: the same.
+            gate: the same.
             expected: limits of the jobs to be ready for before the first one came.
         """
         async with anyio.create_task_group() as tasks:
@@ -118,6 +127,7 @@ class Pool:
                 prepare=prepare,
                 runsc=runsc,
                 budget=budget,
+                gate=gate,
                 tasks=tasks,
                 idle_processors=Idleness().processors,
             )
@@ -184,7 +194,13 @@ class Pool:
         if not self._runsc.is_same():
             # The worker takes no more jobs, and what would be made would not be what it was.
             return {}
-        return wanted(self._demand.bursts(self._clock()), self._budget.sandboxes)
+        want = wanted(self._demand.bursts(self._clock()), self._budget.sandboxes)
+        if self._gate.short_of & _OF_MEMORY:
+            # Not at once again when it is there: it might be theirs.
+            for shape in want:
+                self._put_off(shape)
+            return {}
+        return want
 
     def _stock(self) -> Counter[Shape]:
         return Counter(
@@ -200,7 +216,8 @@ class Pool:
         """
         states = Counter(member.state for member in self._members)
         return (
-            states["starting"] == 0
+            not self._gate.short_of
+            and states["starting"] == 0
             and states["ending"] < self._budget.sandboxes
             and self._running < self._budget.slots
             and (self._running == 0 or self._idle_processors() >= _IDLE_PROCESSORS)
