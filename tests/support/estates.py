@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 
 from corral_worker.reaper.claim import Claim, Owner
+from corral_worker.reaper.lock import DirectoryLock
 from corral_worker.reaper.sweep import Deadline, Sweep, Sweeper
 from corral_worker.reaper.trace import Counts
 from corral_worker.sandbox.cgroup_host import CgroupHost

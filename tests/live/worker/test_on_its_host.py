@@ -136,6 +136,26 @@ async def test_a_worker_takes_no_job_while_its_disk_is_full_and_goes_on_by_itsel
         assert await worker.stopped() == 0
 
 
+def _sandboxes(state_dir: Path) -> list[Path]:
+    return list(state_dir.glob("w-*/b/*"))
+
+
+async def test_a_worker_that_is_short_of_memory_keeps_no_sandboxes_for_jobs_it_does_not_take(
+    environ: dict[str, str], client: Client, state_dir: Path
+) -> None:
+    config = state_dir / "worker.toml"
+    config.write_text(f"[admission]\nmemory_bytes = {2**60}\n")
+    async with running_worker({**environ, "CORRAL_CONFIG": str(config)}) as worker:
+        await worker.logged("worker.unready")
+        waiting = await client.submit(HELLO)
+        with pytest.raises(TimeoutError):
+            await waiting.result(timeout=1.5)
+
+        with anyio.fail_after(30):
+            while _sandboxes(state_dir):
+                await anyio.sleep(0.05)
+
+
 async def test_a_worker_whose_runsc_is_replaced_takes_no_more_jobs_but_ends_as_it_should(
     environ: dict[str, str], client: Client, state_dir: Path
 ) -> None:
