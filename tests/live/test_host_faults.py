@@ -12,13 +12,13 @@ from pathlib import Path
 
 import anyio
 import pytest
+from support.faults import DONE, assert_told_truly, ending_of
 
 from corral import (
     EffectiveLimits,
     ErrGVisorNotAvailable,
     ErrSandboxCreationFailed,
     ErrSandboxExecutionFailed,
-    Fault,
     Job,
     Outcome,
 )
@@ -33,30 +33,7 @@ from corral_worker.sandbox.stop import Stop
 
 pytestmark = pytest.mark.live
 
-LIMITS = EffectiveLimits(wall_s=40)
-HELLO = Job(argv=("echo", "hello"))
 SLEEPER = Job(argv=("/bin/sh", "-c", "echo begun; sleep 1000"))
-DONE = Ending(outcome=Outcome.EXITED, exit_code=0)
-
-
-async def ending_of(sandboxes: ColdStart, rootfs: Path, job: Job = HELLO) -> Ending | BaseException:
-    """Return how a job ended, be it by a report or by an error."""
-    try:
-        report = await sandboxes.run(job, LIMITS, rootfs, Stop())
-    except Fault as error:
-        return error
-    return report.ending
-
-
-def assert_told_truly(ending: Ending | BaseException) -> None:
-    """Succeeded, or a fault that says whether the program had begun; nothing in between."""
-    if isinstance(ending, Ending):
-        assert ending == DONE
-        return
-    assert type(ending) in {ErrSandboxCreationFailed, ErrSandboxExecutionFailed}
-    assert isinstance(ending, Fault)
-    assert ending.detail or ending.message
-    assert ending.retryable == (ending.retry_safety == "not_started")
 
 
 # A budget in which no sandbox starts

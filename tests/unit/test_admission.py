@@ -30,6 +30,7 @@ MARKS = Marks(
     disk_bytes=100,
     inodes=100,
     open_files=100,
+    tasks=100,
     cpu_pressure=50,
     memory_pressure=50,
     io_pressure=50,
@@ -40,11 +41,12 @@ ENOUGH = HostSample(
     disk_bytes=1000,
     inodes=1000,
     open_files=1000,
+    tasks=1000,
     cpu_pressure=1.0,
     memory_pressure=1.0,
     io_pressure=1.0,
 )
-LEFT = ("memory_bytes", "disk_bytes", "inodes", "open_files")
+LEFT = ("memory_bytes", "disk_bytes", "inodes", "open_files", "tasks")
 PRESSURES = ("cpu_pressure", "memory_pressure", "io_pressure")
 SAMPLES = st.builds(
     HostSample,
@@ -194,6 +196,10 @@ def proc_of(tmp_path: Path) -> Path:
         (proc / "self" / "fd" / str(number)).touch()
     (proc / "sys" / "fs").mkdir(parents=True)
     (proc / "sys" / "fs" / "file-nr").write_text("1000\t0\t9223372036854775807\n")
+    (proc / "sys" / "kernel").mkdir()
+    (proc / "sys" / "kernel" / "threads-max").write_text("5000\n")
+    (proc / "sys" / "kernel" / "pid_max").write_text("1000\n")
+    (proc / "loadavg").write_text("0.50 0.40 0.30 2/300 4711\n")
     (proc / "meminfo").write_text("MemTotal: 9 kB\nMemAvailable:     2048 kB\nSwapTotal: 0 kB\n")
     (proc / "pressure").mkdir()
     for name, figure in (("cpu", "1.50"), ("memory", "2.50"), ("io", "3.50")):
@@ -216,6 +222,7 @@ def test_a_sample_is_what_the_host_says(tmp_path: Path) -> None:
         disk_bytes=sample.disk_bytes,
         inodes=sample.inodes,
         open_files=soft - 5,
+        tasks=700,
         cpu_pressure=1.5,
         memory_pressure=2.5,
         io_pressure=3.5,
@@ -242,6 +249,7 @@ def test_a_kernel_that_tells_nothing_is_not_judged_and_a_lost_directory_is(
         disk_bytes=0,
         inodes=None,
         open_files=None,
+        tasks=None,
         cpu_pressure=None,
         memory_pressure=None,
         io_pressure=None,

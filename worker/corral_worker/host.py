@@ -8,7 +8,6 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import anyio
-import anyio.to_thread
 import msgspec
 import structlog
 
@@ -29,6 +28,7 @@ from corral_worker.pool.pause import build_pause_image
 from corral_worker.pool.pool import SANDBOX_BYTES, Budget, Pool
 from corral_worker.pool.prepared import Prepared, Shape
 from corral_worker.process.reaping import reaping
+from corral_worker.process.thread import in_thread
 from corral_worker.reaper.claim import Claim
 from corral_worker.reaper.reaper import Reaper
 from corral_worker.sandbox.behind import behind
@@ -112,7 +112,7 @@ async def open_host(settings: Settings, gate: Gate | None = None) -> AsyncIterat
 async def _runsc(settings: Settings, root: Path) -> tuple[Runsc, str]:
     """Return the runsc to use, and its version."""
     try:
-        binary = await anyio.to_thread.run_sync(find, settings.runsc_path)
+        binary = await in_thread(find, settings.runsc_path)
         runsc = Runsc(binary=binary, root=root, platform=settings.platform)
         runsc.pin()
         version = await runsc.version(within_s=_VERSION_WITHIN_S)
@@ -130,9 +130,9 @@ async def _runsc(settings: Settings, root: Path) -> tuple[Runsc, str]:
 async def _claimed(settings: Settings) -> AsyncIterator[tuple[Claim, CgroupHost]]:
     """Give this worker its directory and cgroups, and remove them at the end."""
     try:
-        cgroups = await anyio.to_thread.run_sync(CgroupHost.of_this_host, settings.cgroup_parent)
-        await anyio.to_thread.run_sync(cgroups.prepare)
-        claim = await anyio.to_thread.run_sync(Claim.make, settings.state_dir, cgroups)
+        cgroups = await in_thread(CgroupHost.of_this_host, settings.cgroup_parent)
+        await in_thread(cgroups.prepare)
+        claim = await in_thread(Claim.make, settings.state_dir, cgroups)
     except CgroupError as error:
         raise ErrSandboxCreationFailed(str(error)) from error
     except OSError as error:
@@ -144,7 +144,7 @@ async def _claimed(settings: Settings) -> AsyncIterator[tuple[Claim, CgroupHost]
         yield claim, cgroups
     finally:
         with anyio.move_on_after(_REMOVE_WITHIN_S, shield=True):
-            await anyio.to_thread.run_sync(claim.release)
+            await in_thread(claim.release)
 
 
 @asynccontextmanager

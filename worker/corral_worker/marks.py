@@ -23,6 +23,8 @@ class Marks(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """Files that can still be made there."""
     open_files: Annotated[int, Meta(ge=0)] = 256
     """File descriptors left, to the worker and to the host."""
+    tasks: Annotated[int, Meta(ge=0)] = 256
+    """Processes and threads that can still be started, by the worker and on the host."""
     cpu_pressure: Percent = 0
     """Percent of ten seconds in which something waited for a processor. Off: slots limit that."""
     memory_pressure: Percent = 20

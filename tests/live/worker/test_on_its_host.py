@@ -23,7 +23,7 @@ from support.workers import (
     until_started,
 )
 
-from corral import Client, ErrGVisorNotAvailable, Job, JobStatus, WaitsFor
+from corral import Client, ErrGVisorNotAvailable, ErrSandboxCreationFailed, Job, JobStatus, WaitsFor
 from corral_worker.sandbox.cgroup import pids_below, remove_below
 from corral_worker.sandbox.cgroup_host import CgroupHost
 from corral_worker.sandbox.cgroup_v1 import NEEDED
@@ -134,6 +134,59 @@ async def test_a_worker_takes_no_job_while_its_disk_is_full_and_goes_on_by_itsel
         assert unready["short_of"] == ["disk"]
         assert any(e["event"] == "worker.ready_again" for e in worker.events())
         assert await worker.stopped() == 0
+
+
+@pytest.fixture
+def few_tasks() -> Iterator[Path]:
+    """A cgroup of the test's own to limit tasks in."""
+    host = CgroupHost.of_this_host("/")
+    mount = host._unified if host.version == 2 else host._hierarchies["pids"]
+    assert mount is not None
+    own = mount / f"corral-test-{os.getpid()}-tasks"
+    own.mkdir()
+    yield own
+    own.rmdir()
+
+
+async def test_a_worker_that_can_have_no_more_tasks_takes_no_jobs_and_goes_on_by_itself(
+    environ: dict[str, str], client: Client, few_tasks: Path
+) -> None:
+    async with running_worker(environ) as worker:
+        (few_tasks / "cgroup.procs").write_text(str(worker.process.pid))
+        (few_tasks / "pids.max").write_text("1")
+        with anyio.fail_after(60):
+            await worker.logged("worker.unready")
+        waiting = await client.submit(HELLO)
+        with pytest.raises(TimeoutError):
+            await waiting.result(timeout=1.5)
+
+        (few_tasks / "pids.max").write_text("max")
+        assert (await waiting.result(timeout=60)).ok
+
+        unready = next(e for e in worker.events() if e["event"] == "worker.unready")
+        assert (unready["short_of"], unready["tasks"]) == (["tasks"], 0)
+
+
+async def test_jobs_that_a_worker_takes_though_it_can_have_no_more_tasks_are_typed_faults(
+    environ: dict[str, str], client: Client, state_dir: Path, few_tasks: Path
+) -> None:
+    config = state_dir / "worker.toml"
+    config.write_text("[admission]\ntasks = 0\n")
+    own = {**environ, "CORRAL_CONFIG": str(config), "CORRAL_WARM_SANDBOXES": "0"}
+    async with running_worker(own) as worker:
+        assert (await (await client.submit(HELLO)).result(timeout=60)).ok
+        (few_tasks / "cgroup.procs").write_text(str(worker.process.pid))
+        (few_tasks / "pids.max").write_text("1")
+
+        jobs = [await client.submit(HELLO) for _ in range(4)]
+        for job in jobs:
+            with pytest.raises(ErrSandboxCreationFailed) as caught:
+                await job.result(timeout=60)
+            assert caught.value.retry_safety == "not_started"
+
+        (few_tasks / "pids.max").write_text("max")
+        assert (await (await client.submit(HELLO)).result(timeout=60)).ok
+        assert worker.process.poll() is None
 
 
 def _sandboxes(state_dir: Path) -> list[Path]:

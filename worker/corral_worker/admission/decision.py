@@ -15,6 +15,7 @@ Shortage = Literal[
     "disk",
     "inodes",
     "open_files",
+    "tasks",
     "cpu_pressure",
     "memory_pressure",
     "io_pressure",
@@ -34,6 +35,7 @@ class HostSample(msgspec.Struct, frozen=True, kw_only=True):
     disk_bytes: int | None
     inodes: int | None
     open_files: int | None
+    tasks: int | None
     cpu_pressure: float | None
     memory_pressure: float | None
     io_pressure: float | None
@@ -56,6 +58,7 @@ def _short(sample: HostSample, marks: Marks, before: frozenset[Shortage]) -> Ite
         ("disk", sample.disk_bytes, marks.disk_bytes),
         ("inodes", sample.inodes, marks.inodes),
         ("open_files", sample.open_files, marks.open_files),
+        ("tasks", sample.tasks, marks.tasks),
     )
     for name, has, mark in left:
         if has is not None and has < (mark * _BEYOND if name in before else mark):

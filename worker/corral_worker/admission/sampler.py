@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from corral_worker.admission.decision import HostSample
+from corral_worker.admission.tasks import TaskRoom
 
 _MANY = (errno.EMFILE, errno.ENFILE)
 
@@ -28,6 +29,7 @@ class HostSampler:
         self._directory = directory
         self._runsc_is_same = runsc_is_same
         self._proc = proc
+        self._tasks = TaskRoom(proc)
 
     def sample(self) -> HostSample:
         """Return what there is. Blocks for about a millisecond: call it in a thread."""
@@ -38,6 +40,7 @@ class HostSampler:
             disk_bytes=disk_bytes,
             inodes=inodes,
             open_files=self._open_files(),
+            tasks=self._tasks.left(),
             cpu_pressure=self._pressure("cpu", "some"),
             memory_pressure=self._pressure("memory", "full"),
             io_pressure=self._pressure("io", "full"),

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import anyio
-import anyio.to_thread
 import structlog
 
 from corral_worker.admission.decision import HostSample, Shortage, shortages
 from corral_worker.admission.gate import Gate
 from corral_worker.marks import Marks
+from corral_worker.process.thread import in_thread
 
 _LOOK_S = 1.0
 _BYTES: frozenset[Shortage] = frozenset({"memory", "disk"})
@@ -47,7 +47,7 @@ class AdmissionWatch:
 
     async def look(self) -> None:
         """Look once."""
-        sample = await anyio.to_thread.run_sync(self._sample)
+        sample = await in_thread(self._sample)
         before = self._gate.short_of
         now = shortages(sample, self._marks, before)
         if now == before:

@@ -9,7 +9,6 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Protocol
 
-import anyio.to_thread
 import msgspec
 import structlog
 
@@ -29,6 +28,7 @@ from corral import (
     Usage,
 )
 from corral_worker.executor.timing import Strain, is_unreliable, read_strain
+from corral_worker.process.thread import in_thread
 from corral_worker.sandbox.lifecycle import Sandboxes
 from corral_worker.sandbox.outcome import Ending
 from corral_worker.sandbox.report import Report
@@ -209,7 +209,7 @@ class Executor:
 
 
 async def _strain() -> Strain | None:
-    return await anyio.to_thread.run_sync(read_strain, time.monotonic())
+    return await in_thread(read_strain, time.monotonic())
 
 
 def _result(

@@ -27,6 +27,7 @@ from corral_worker.images.errors import ImageBuildError
 from corral_worker.images.lock import directory_lock
 from corral_worker.images.reference import ImageReference
 from corral_worker.images.scratch import scratch_directory
+from corral_worker.process.thread import in_thread
 
 _ROOTFS: Final = "rootfs.erofs"
 _MANIFEST: Final = "image.json"
@@ -79,7 +80,7 @@ class ImageStore:
         :class:`corral.errors.ErrInvalidJob` if ``reference`` is malformed.
         """
         wanted = ImageReference.parse(reference)
-        image = await anyio.to_thread.run_sync(self._find, wanted)
+        image = await in_thread(self._find, wanted)
         if image is None:
             raise _not_found(wanted)
         return image

@@ -15,10 +15,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 
-import anyio.to_thread
-
 from corral_worker.images.erofs import pack
 from corral_worker.images.errors import ImageBuildError
+from corral_worker.process.thread import in_thread
 from corral_worker.sandbox.bundle import WRITABLE
 
 PAUSE = ("/corral",)
@@ -78,7 +77,7 @@ async def build_pause_image(target: Path) -> None:
     """
     with tempfile.TemporaryDirectory(dir=target.parent, prefix="pause-") as name:
         tree = Path(name)
-        await anyio.to_thread.run_sync(_write_tree, tree, pause_program(platform.machine()))
+        await in_thread(_write_tree, tree, pause_program(platform.machine()))
         await pack(tree, target)
 
 

@@ -9,13 +9,13 @@ from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanag
 from pathlib import Path
 
 import anyio
-import anyio.to_thread
 import msgspec
 
 from corral import EffectiveLimits, Job
 from corral_worker.pool.pause import HELLO, HELLO_OUTPUT, HELLO_WAIT_STATUS, PAUSE
 from corral_worker.process.child import ChildProcess
 from corral_worker.process.output import Pipe
+from corral_worker.process.thread import in_thread
 from corral_worker.sandbox.cgroup import CgroupError
 from corral_worker.sandbox.control import ControlError, ControlLostError, ControlSocket, Streams
 from corral_worker.sandbox.ladder import kill_until_empty
@@ -100,9 +100,7 @@ class Prepared:
         """
         async with self._places() as (place, _):
             try:
-                await anyio.to_thread.run_sync(
-                    place.prepare, Job(argv=PAUSE), self._limits(), self._pause
-                )
+                await in_thread(place.prepare, Job(argv=PAUSE), self._limits(), self._pause)
                 async with self._runsc.run(
                     Run(id=place.id, bundle=place.bundle),
                     place.logs,
@@ -119,7 +117,7 @@ class Prepared:
             except (CgroupError, RunscError, OSError) as error:
                 self._failure = str(error)
             if self._failure:
-                book = await anyio.to_thread.run_sync(place.log_book, Notes())
+                book = await in_thread(place.log_book, Notes())
                 self._failure = "; ".join((self._failure, *book.errors[-1:], book.panic[:_SAID]))
         if self._failure:
             raise NotPreparedError(self._failure)
@@ -225,7 +223,7 @@ async def _cancel_when_ended(child: ChildProcess, scope: anyio.CancelScope) -> N
 async def _end(place: Place, child: ChildProcess) -> None:
     with anyio.move_on_after(_TIDY_WITHIN_S, shield=True), suppress(OSError):
         # Whatever this cannot kill, the removal of the place reports.
-        await anyio.to_thread.run_sync(kill_until_empty, place.cgroup)
+        await in_thread(kill_until_empty, place.cgroup)
         await child.wait()
 
 

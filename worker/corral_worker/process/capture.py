@@ -10,8 +10,9 @@ from types import TracebackType
 from typing import IO, Self
 
 import anyio
-import anyio.to_thread
 import msgspec
+
+from corral_worker.process.thread import in_thread
 
 _IN_MEMORY = 64 * 1024
 """Bytes of one stream that may be in memory: thousands of streams may flood at one time."""
@@ -99,9 +100,7 @@ class BoundedOutput:
             OSError: the disk is full, for example.
         """
         if self._spool is not None and len(self._fresh) > _IN_MEMORY:
-            await anyio.to_thread.run_sync(
-                self._write_out, self._spool.directory, limiter=self._spool.writers
-            )
+            await in_thread(self._write_out, self._spool.directory, limiter=self._spool.writers)
 
     def captured(self) -> Captured:
         """Return what was kept so far. Reads the spool: call it in a thread if there is one.

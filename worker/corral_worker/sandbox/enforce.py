@@ -6,9 +6,9 @@ import time
 from collections.abc import Callable
 
 import anyio
-import anyio.to_thread
 
 from corral import EffectiveLimits
+from corral_worker.process.thread import in_thread
 from corral_worker.sandbox.cgroup import Counters
 from corral_worker.sandbox.control import ControlSocket
 from corral_worker.sandbox.disk import DiskLimit
@@ -46,7 +46,7 @@ async def enforce(
         if now >= wall_at:
             stop.request("wall_timeout")
             return
-        used = await anyio.to_thread.run_sync(counters)
+        used = await in_thread(counters)
         cpu_left_s = limits.cpu_time_s - used.cpu_s
         if cpu_left_s <= 0:
             stop.request("cpu_timeout")

@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from typing import Literal
 
 import anyio
-import anyio.to_thread
 import structlog
 
 from corral import CorralError, EffectiveLimits, Termination
 from corral.result import KillStep
 from corral_worker.process.capture import BoundedOutput, Spool
 from corral_worker.process.child import ChildProcess
+from corral_worker.process.thread import in_thread
 from corral_worker.sandbox.cgroup import SandboxCgroup, wait_until_empty
 from corral_worker.sandbox.notes import Notes
 from corral_worker.sandbox.outcome import OUTCOME_OF_KILL, Ending, KillCause
@@ -158,7 +158,7 @@ class Ladder:
 
     async def _kill_cgroup(self, place: Place, life: Life) -> None:
         try:
-            empty = await anyio.to_thread.run_sync(kill_until_empty, place.cgroup)
+            empty = await in_thread(kill_until_empty, place.cgroup)
         except OSError as error:
             self._rung_failed(place, error)
             return

@@ -11,7 +11,6 @@ from typing import Protocol
 
 import anyio
 import anyio.abc
-import anyio.to_thread
 import structlog
 
 from corral import (
@@ -28,6 +27,7 @@ from corral_worker.process.output import (
     read_some,
     supply,
 )
+from corral_worker.process.thread import in_thread
 from corral_worker.sandbox.cgroup import CgroupError
 from corral_worker.sandbox.cgroup_host import CgroupHost
 from corral_worker.sandbox.control import ControlSocket
@@ -114,7 +114,7 @@ class ColdStart:
             host_limits = await self._make(place, job, limits, rootfs)
             with host_failures(life):
                 await self._live(place, job, limits, life, stop)
-                book, counters, streams, alive = await anyio.to_thread.run_sync(
+                book, counters, streams, alive = await in_thread(
                     lambda: (
                         place.log_book(life.notes),
                         place.counters(),
@@ -146,9 +146,7 @@ class ColdStart:
                 yield place, leftovers
             finally:
                 with anyio.move_on_after(_TEARDOWN_WITHIN_S, shield=True):
-                    leftovers += await anyio.to_thread.run_sync(
-                        lambda: place.remove(within_s=_REMOVE_WITHIN_S)
-                    )
+                    leftovers += await in_thread(lambda: place.remove(within_s=_REMOVE_WITHIN_S))
                     leftovers += self._runsc.forget(place.id)
                 if leftovers:
                     self._log.error("sandbox.leftovers", sandbox=place.id, leftovers=leftovers)
@@ -157,7 +155,7 @@ class ColdStart:
         self, place: Place, job: Job, limits: EffectiveLimits, rootfs: Path
     ) -> HostLimits:
         try:
-            return await anyio.to_thread.run_sync(place.make, job, limits, rootfs)
+            return await in_thread(place.make, job, limits, rootfs)
         except CgroupError as error:
             raise ErrSandboxCreationFailed(
                 "the job's limits cannot be enforced on this host", detail=str(error)

@@ -10,12 +10,12 @@ from functools import partial
 from pathlib import Path
 
 import anyio
-import anyio.to_thread
 import msgspec
 
 from corral import EffectiveLimits, ErrSandboxCreationFailed, HostLimits, Job
 from corral_worker.process.child import ChildProcess
 from corral_worker.process.output import Pipe, drain
+from corral_worker.process.thread import in_thread
 from corral_worker.sandbox.cgroup import CgroupError, Counters
 from corral_worker.sandbox.control import (
     ControlAbsentError,
@@ -97,7 +97,7 @@ class WarmStart:
             await self._live(job, limits, rootfs, life, counters, stop)
             if self._absent:
                 raise SandboxGoneError(*self._trouble)
-            book, used, streams = await anyio.to_thread.run_sync(
+            book, used, streams = await in_thread(
                 lambda: (
                     self._log_book(),
                     counters(),
@@ -156,7 +156,7 @@ class WarmStart:
 
     async def _hand_over(self, limits: EffectiveLimits) -> tuple[HostLimits, Counters]:
         try:
-            return await anyio.to_thread.run_sync(self._place.hand_over, limits)
+            return await in_thread(self._place.hand_over, limits)
         except CgroupError as error:
             raise ErrSandboxCreationFailed(
                 "the job's limits cannot be enforced on this host", detail=str(error)
@@ -206,7 +206,7 @@ class WarmStart:
             life.created, life.running = created, running
             self._dead = life.dead_at is not None
         else:
-            self._dead = await anyio.to_thread.run_sync(kill_until_empty, self._place.cgroup)
+            self._dead = await in_thread(kill_until_empty, self._place.cgroup)
 
     def _log_book(self) -> LogBook:
         """Return the evidence: the program's own end, or what is known of the sandbox's."""
