@@ -13,6 +13,7 @@ from types import MappingProxyType
 
 import msgspec
 
+from corral_worker.admission.tasks import TaskRoom
 from corral_worker.doctor.finding import Finding, fail, ok, warn
 from corral_worker.sandbox.bundle import host_tasks
 from corral_worker.settings import Settings
@@ -211,11 +212,12 @@ def open_files(used: int, most: int) -> Finding:
 
 
 def look_at_tasks(settings: Settings) -> Iterator[Finding]:
-    """Say whether the kernel can have so many tasks."""
+    """Say whether there can be as many tasks as jobs take, and enough more at this time."""
     limits = [
         int(Path("/proc/sys/kernel", file).read_text()) for file in ("pid_max", "threads-max")
     ]
     yield tasks(min(limits), settings)
+    yield tasks_left(TaskRoom().left(), settings.admission.tasks)
 
 
 def tasks(most: int, settings: Settings) -> Finding:
@@ -224,6 +226,21 @@ def tasks(most: int, settings: Settings) -> Finding:
     seen = f"up to {most} on this host, up to {needed} for {settings.slots} slots"
     if needed > most // 2:
         return warn(name, seen, "Raise the sysctls kernel.pid_max and kernel.threads-max.")
+    return ok(name, seen)
+
+
+def tasks_left(left: int | None, mark: int) -> Finding:
+    """Judge how many more processes and threads this process could start."""
+    name = "host.tasks_left"
+    if left is None:
+        return ok(name, "the kernel does not tell")
+    seen = f"{left} more can be started here"
+    if left < mark:
+        return warn(
+            name,
+            f"{seen}: a worker takes no jobs with less than {mark}",
+            "Raise TasksMax= of the unit, pids.max of the cgroup, or ulimit -u.",
+        )
     return ok(name, seen)
 
 
