@@ -17,7 +17,7 @@ async def in_thread(
     *arguments: *_Arguments,
     limiter: anyio.CapacityLimiter | None = None,
 ) -> _Result:
-    """Call what blocks for some milliseconds in a thread, and return what it returns.
+    """Call what blocks for milliseconds, seconds at worst, in a thread, and return its result.
 
     A host that has no task left, by the limit of a cgroup, a user or the kernel, starts no
     thread. Then it is called right here and blocks the event loop: sandboxes are to be ended,

@@ -36,14 +36,17 @@ class Beacon:
             CgroupError: the kernel refuses.
             OSError: it cannot be locked.
         """
+        worker = ""
 
         def made() -> Path:
-            beacon = cgroups.beacon(secrets.token_hex(4))
+            nonlocal worker
+            worker = secrets.token_hex(4)
+            beacon = cgroups.beacon(worker)
             make(beacon)
             return beacon
 
         lock = DirectoryLock.of_new(made)
-        return cls(worker_of(lock.path.name) or "", cgroups, lock)
+        return cls(worker, cgroups, lock)
 
     def put_out(self) -> None:
         """Remove it if no other cgroup of its mark is left, and give up the lock.
