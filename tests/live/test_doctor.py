@@ -32,11 +32,12 @@ class Document(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 @pytest.fixture
-def environ(state_dir: Path, rootfs: Path, python_rootfs: Path) -> dict[str, str]:
+def environ(state_dir: Path, rootfs: Path, python_rootfs: Path, tmp_path: Path) -> dict[str, str]:
     """Environment of a host of this test's own, with this machine's images."""
     kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
     return {
         **kept,
+        "TMPDIR": str(tmp_path),
         "CORRAL_STATE_DIR": str(state_dir),
         "CORRAL_IMAGE_DIR": str(rootfs.parents[2]),
         "CORRAL_CGROUP_PARENT": f"/corral-test-{secrets.token_hex(4)}",
@@ -134,7 +135,6 @@ def test_what_a_doctor_left_that_was_killed_is_removed_by_the_next(
 def test_what_a_prover_left_that_was_killed_is_removed_by_the_next_doctor(
     environ: dict[str, str], state_dir: Path, tmp_path: Path, cgroups_of: Callable[[], set[str]]
 ) -> None:
-    environ |= {"TMPDIR": str(tmp_path)}
     prove = [sys.executable, "-m", "corral_worker", "doctor", "--prove"]
     with subprocess.Popen(
         [*prove, "--only", "ignores_signals", "--slowness", "100"], env=environ
