@@ -269,7 +269,7 @@ async def test_jobs_from_before_and_after_the_death_of_the_primary_come_to_resul
 
 async def test_nobody_stays_with_a_primary_that_stepped_down(fleet: Fleet) -> None:
     async with Client(fleet.url) as client, _worker(fleet.url) as worker:
-        waiting = await client.submit(Job(argv=("sleep", "8"), attempts=3), tenant="acme")
+        waiting = await client.submit(Job(argv=("sleep", "60"), attempts=3), tenant="acme")
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(_result, waiting)
             await _until(lambda: fleet.corral_connections(fleet.first_port))

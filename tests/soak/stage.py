@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import anyio
@@ -98,8 +99,11 @@ class Stage:
     def descriptors(self) -> int:
         """Return how many files, pipes and the like the worker has open; sockets do not count."""
         assert self._worker is not None
-        links = Path(f"/proc/{self._worker.pid}/fd").iterdir()
-        return sum(not str(link.readlink()).startswith("socket:") for link in links)
+        count = 0
+        for link in Path(f"/proc/{self._worker.pid}/fd").iterdir():
+            with suppress(FileNotFoundError):  # closed meanwhile
+                count += not str(link.readlink()).startswith("socket:")
+        return count
 
     def peak_memory_mb(self) -> float:
         """Return the most memory the present worker has had."""

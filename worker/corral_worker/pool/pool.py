@@ -159,10 +159,10 @@ class Pool:
                     self._log.warning("pool.sandbox_gone", detail=str(error))
             return await self._cold.run(job, limits, rootfs, stop)
         finally:
+            self._running -= 1
             if member is not None:
                 member.state = "ending"
-            self._running -= 1
-            self._changed.set()
+                self._changed.set()
 
     def _take(self, shape: Shape) -> _Member | None:
         if not self._runsc.is_same():
