@@ -149,43 +149,43 @@ def few_tasks() -> Iterator[Path]:
 
 
 async def test_a_worker_that_can_have_no_more_tasks_takes_no_jobs_and_goes_on_by_itself(
-    environ: dict[str, str], client: Client, few_tasks: Path
+    environ: dict[str, str], client: Client, few_tasks: Path, slowness: float
 ) -> None:
     async with running_worker(environ) as worker:
         (few_tasks / "cgroup.procs").write_text(str(worker.process.pid))
         (few_tasks / "pids.max").write_text("1")
-        with anyio.fail_after(60):
+        with anyio.fail_after(60 * slowness):
             await worker.logged("worker.unready")
         waiting = await client.submit(HELLO)
         with pytest.raises(TimeoutError):
             await waiting.result(timeout=1.5)
 
         (few_tasks / "pids.max").write_text("max")
-        assert (await waiting.result(timeout=60)).ok
+        assert (await waiting.result(timeout=60 * slowness)).ok
 
         unready = next(e for e in worker.events() if e["event"] == "worker.unready")
         assert (unready["short_of"], unready["tasks"]) == (["tasks"], 0)
 
 
 async def test_jobs_that_a_worker_takes_though_it_can_have_no_more_tasks_are_typed_faults(
-    environ: dict[str, str], client: Client, state_dir: Path, few_tasks: Path
+    environ: dict[str, str], client: Client, state_dir: Path, few_tasks: Path, slowness: float
 ) -> None:
     config = state_dir / "worker.toml"
     config.write_text("[admission]\ntasks = 0\n")
     own = {**environ, "CORRAL_CONFIG": str(config), "CORRAL_WARM_SANDBOXES": "0"}
     async with running_worker(own) as worker:
-        assert (await (await client.submit(HELLO)).result(timeout=60)).ok
+        assert (await (await client.submit(HELLO)).result(timeout=60 * slowness)).ok
         (few_tasks / "cgroup.procs").write_text(str(worker.process.pid))
         (few_tasks / "pids.max").write_text("1")
 
         jobs = [await client.submit(HELLO) for _ in range(4)]
         for job in jobs:
             with pytest.raises(ErrSandboxCreationFailed) as caught:
-                await job.result(timeout=60)
+                await job.result(timeout=60 * slowness)
             assert caught.value.retry_safety == "not_started"
 
         (few_tasks / "pids.max").write_text("max")
-        assert (await (await client.submit(HELLO)).result(timeout=60)).ok
+        assert (await (await client.submit(HELLO)).result(timeout=60 * slowness)).ok
         assert worker.process.poll() is None
 
 
