@@ -114,7 +114,7 @@ async def until_running(job: SubmittedJob) -> None:
 
 
 async def until_started(environ: Mapping[str, str], count: int = 1) -> None:
-    """Return once so many programs have started."""
+    """Return once so many programs have started, or sandboxes wait: see the fixture ``_cold``."""
     with anyio.fail_after(120):
         while len(running_programs(Path(environ["CORRAL_STATE_DIR"]))) < count:
             await anyio.sleep(0.01)

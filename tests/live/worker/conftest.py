@@ -42,6 +42,12 @@ def environ(redis_url: str, state_dir: Path, base_image_dir: Path) -> Iterator[d
 
 
 @pytest.fixture
+def _cold(environ: dict[str, str]) -> None:
+    """Have no sandbox wait: all that runs is a job's, and is seen to run."""
+    environ["CORRAL_WARM_SANDBOXES"] = "0"
+
+
+@pytest.fixture
 async def worker(environ: dict[str, str]) -> AsyncIterator[RunningWorker]:
     async with running_worker(environ) as worker:
         yield worker

@@ -65,6 +65,7 @@ def _wrapper(directory: Path) -> Path:
     return script
 
 
+@pytest.mark.usefixtures("_cold")
 async def test_cancel_issues_kill_and_then_delete_and_runsc_gets_no_environment(
     environ: dict[str, str], client: Client, state_dir: Path
 ) -> None:
@@ -73,7 +74,6 @@ async def test_cancel_issues_kill_and_then_delete_and_runsc_gets_no_environment(
     environ = {
         **environ,
         "CORRAL_RUNSC_PATH": str(_wrapper(seen)),
-        "CORRAL_WARM_SANDBOXES": "0",
         "NOTIFY_SOCKET": "/run/notify",
     }
     async with running_worker(environ):

@@ -41,6 +41,7 @@ async def _cgroups_removed(environ: Mapping[str, str]) -> AsyncIterator[None]:
             remove_below(cgroup)
 
 
+@pytest.mark.usefixtures("_cold")
 async def test_a_worker_that_is_killed_takes_its_sandboxes_along(
     environ: dict[str, str], client: Client, state_dir: Path
 ) -> None:
@@ -77,6 +78,7 @@ async def test_a_worker_that_is_killed_takes_along_what_waits_for_a_job(
                 await anyio.sleep(0.01)
 
 
+@pytest.mark.usefixtures("_cold")
 async def test_a_worker_that_starts_again_removes_what_it_left_when_it_was_killed_and_only_that(
     environ: dict[str, str], client: Client, state_dir: Path
 ) -> None:
@@ -84,8 +86,6 @@ async def test_a_worker_that_starts_again_removes_what_it_left_when_it_was_kille
     elsewhere.mkdir()
     # However slow the machine, nothing else is to end the jobs.
     environ["CORRAL_LEASE_S"] = "300"
-    # What waits for a job is no job's, and would be counted, too.
-    environ["CORRAL_WARM_SANDBOXES"] = "0"
     endless = Job(
         argv=("sh", "-c", "sleep 1000"), image="base", limits=Limits(wall_s=300, cpu_time_s=300)
     )

@@ -49,6 +49,7 @@ def delegated() -> Iterator[list[Path]]:
         remove_below(parent)
 
 
+@pytest.mark.usefixtures("_cold")
 async def test_a_worker_in_a_delegated_cgroup_keeps_to_it(
     environ: dict[str, str], client: Client, delegated: list[Path], slowness: float
 ) -> None:

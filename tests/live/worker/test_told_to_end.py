@@ -37,6 +37,7 @@ async def test_on_sigterm_running_jobs_finish_and_queued_ones_stay(
     assert await queued.status() is JobStatus.QUEUED
 
 
+@pytest.mark.usefixtures("_cold")
 async def test_a_second_signal_ends_the_grace(environ: dict[str, str], client: Client) -> None:
     async with running_worker({**environ, "CORRAL_DRAIN_GRACE_S": "3600"}) as worker:
         job = await client.submit(SLEEPER)
@@ -49,6 +50,7 @@ async def test_a_second_signal_ends_the_grace(environ: dict[str, str], client: C
         await job.result(timeout=1)
 
 
+@pytest.mark.usefixtures("_cold")
 async def test_after_the_grace_a_started_job_is_lost_unless_it_allows_another_attempt(
     environ: dict[str, str], client: Client
 ) -> None:
