@@ -1,4 +1,4 @@
-"""Connections that leave a server which is no longer the primary.
+"""Connections that leave a server which is no longer the primary, and a command when told to.
 
 redis-py keeps using a connection whose server has become a replica, unless
 that closes it: every write would be refused until the process is restarted.
@@ -6,6 +6,8 @@ that closes it: every write would be refused until the process is restarted.
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Iterable
 from typing import Final
 
 from redis.asyncio.connection import (
@@ -17,6 +19,7 @@ from redis.asyncio.connection import (
 from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool, SentinelManagedConnection
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ReadOnlyError, ResponseError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 _DEMOTED: Final = (
     "MASTERDOWN",  # a replica that has lost its primary
@@ -30,7 +33,7 @@ class NotPrimaryError(RedisConnectionError):
 
 
 class _Leaving(AbstractConnection):
-    """Closes itself once its server says that it is not the primary."""
+    """Closes itself once its server says that it is not the primary. Keeps every cancellation."""
 
     async def read_response(
         self,
@@ -52,6 +55,34 @@ class _Leaving(AbstractConnection):
                 raise
             await self.disconnect(nowait=True)
             raise NotPrimaryError(f"the server is not the primary: {error}") from error
+
+    async def send_packed_command(
+        self,
+        command: bytes | str | Iterable[bytes],
+        check_health: bool = True,  # noqa: FBT001, FBT002 - redis-py's signature
+    ) -> None:
+        # redis-py's own uses asyncio.wait_for. Before Python 3.12 that forgets a cancellation
+        # which comes just as the command has been sent: a timeout would never come.
+        if not self.is_connected:
+            await self.connect()  # type: ignore[no-untyped-call]
+        elif check_health:
+            await self.check_health()  # type: ignore[no-untyped-call]
+        parts = command.encode() if isinstance(command, str) else command
+        writer = self._writer
+        if writer is None:
+            raise RedisConnectionError("the connection was closed before anything was sent")
+        try:
+            async with asyncio.timeout(self.socket_timeout):
+                writer.writelines([parts] if isinstance(parts, bytes) else parts)
+                await writer.drain()
+        except BaseException as error:
+            # What was sent of it cannot be told.
+            await self.disconnect(nowait=True)
+            if isinstance(error, TimeoutError):
+                raise RedisTimeoutError("the server does not read what it is sent") from None
+            if isinstance(error, OSError):
+                raise RedisConnectionError(f"the connection broke: {error}") from error
+            raise
 
     def abort(self) -> None:
         """Break the connection. The task that uses it, if any, sees it as lost."""
