@@ -57,7 +57,7 @@ NOBODY = "corral:nobody"
 SWEEPER = "corral:sweeper"
 """Name of the worker that sweeps for all, while its lease on that lasts."""
 SWEEP = "corral:sweep"
-"""Hash of where the sweeper goes on."""
+"""Hash of where the sweeper goes on, and how long and how many results it keeps."""
 
 QUEUE_PREFIX = "arq:queue:"
 _TENANT_PREFIX = "corral:tenant:"

@@ -19,6 +19,7 @@ from corral.status import Explanation, JobStatus, Reply, explained
 
 _FIRST_LOOK_S = 0.1
 _LAST_LOOK_S = 1.0
+# For a cancel before any worker has told its settings.
 _KEEP_RESULT_MS = 3600 * 1000
 _STREAM_ENTRIES = 1000
 _MOST_INLINE_BYTES = 256 * 1024

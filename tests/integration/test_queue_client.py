@@ -151,6 +151,28 @@ async def test_a_results_stream_keeps_the_last_entries_and_not_all(
     assert 10 <= await redis_client.xlen(keys.results("acme")) < 10 + 2 * 100
 
 
+async def test_a_cancel_in_the_queue_keeps_results_as_the_workers_do(
+    client: Client, served: Serving, redis_client: ArqRedis
+) -> None:
+    async def told() -> bool:
+        return await cast("Awaitable[bool]", redis_client.hexists(keys.SWEEP, "keep_ms"))
+
+    async with served(keep=Keep(result_s=7200, stream_entries=100_000), drain_s=1):
+        await until(told)
+    stream = keys.results("acme")
+    async with redis_client.pipeline(transaction=False) as pipe:
+        for number in range(3000):
+            pipe.xadd(stream, {"id": f"acme:{number}", "outcome": "exited", "data": "{}"})
+        await pipe.execute()
+    job = await client.submit(ECHO, tenant="acme")
+
+    assert await job.cancel()
+
+    assert await redis_client.xlen(stream) == 3001
+    for name in (stream, keys.result(job.id)):
+        assert 7000 < await redis_client.ttl(name) <= 7200
+
+
 async def test_no_results_stream_is_written_that_nobody_wants(
     client: Client, redis_client: ArqRedis, served: Serving
 ) -> None:

@@ -22,6 +22,8 @@ if leader and leader ~= worker then
   return 0
 end
 call('SET', K.sweeper, worker, 'PX', ARGV[3])
+-- For clients, whose cancels write results, too.
+call('HSET', K.sweep, 'keep_ms', ARGV[6], 'keep_entries', ARGV[7])
 call('ZREMRANGEBYSCORE', K.workers, '-inf', now)
 
 local function look(tenant)
