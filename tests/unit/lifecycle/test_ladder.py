@@ -18,6 +18,7 @@ from support.cold_starts import (
     PROGRAM,
     ROOTFS,
     RUNS_FOR_EVER,
+    SOON_S,
     Cgroup,
     Cgroups,
     Script,
@@ -181,8 +182,13 @@ async def test_where_neither_can_kill_the_process_is_killed(
 
 
 async def test_a_runsc_that_outlives_its_sandbox_is_killed_and_does_not_delay_the_death(
-    sandboxes: ColdStart, runsc: Runsc, runs: Path, script: Script
+    sandboxes: ColdStart,
+    runsc: Runsc,
+    runs: Path,
+    script: Script,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(ladder, "_EMPTY_WITHIN_S", SOON_S)
     script("run", f"{PROGRAM} state running; trap '' TERM; while :; do sleep 1; done")
 
     report = await stopped(sandboxes, runsc)
