@@ -98,7 +98,10 @@ class Termination(msgspec.Struct, frozen=True, kw_only=True):
     """Seconds from the decision until the sandbox was seen dead."""
 
 
-class Provenance(msgspec.Struct, frozen=True, kw_only=True):
+StartWay = Literal["command_line", "control_socket"]
+
+
+class Provenance(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What ran the job."""
 
     image_digest: str
@@ -107,6 +110,10 @@ class Provenance(msgspec.Struct, frozen=True, kw_only=True):
     host: str
     attempt: int
     start: Literal["cold", "warm"]
+    """Whether its sandbox was booted for it, or had waited for it."""
+    start_way: StartWay | None = None
+    """How its program was started: by a ``runsc run``, as after every cold start, or over gVisor's
+    control socket, which is faster. None in what an older worker wrote."""
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True):

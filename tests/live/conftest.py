@@ -17,13 +17,15 @@ import anyio
 import pytest
 from msgspec.structs import replace
 from support.host_traces import mentions, parents_of
-from support.waiting import READY_WITHIN_S, Prepare
+from support.waiting import READY_WITHIN_S, OnlyWay, Prepare
 
 from corral import CorralError, EffectiveLimits, ErrImageNotFound, ErrWorkerLost, Job
+from corral.result import StartWay
 from corral_worker.images.builder import ImageBuilder, default_recipes
 from corral_worker.images.store import ImageStore
 from corral_worker.pool.pause import build_pause_image
 from corral_worker.pool.prepared import NotPreparedError, Prepared, Shape
+from corral_worker.pool.ways import BEST_FIRST
 from corral_worker.sandbox import ladder, lifecycle
 from corral_worker.sandbox.cgroup import pids_below, remove_below, signal_all
 from corral_worker.sandbox.cgroup_host import CgroupHost
@@ -205,13 +207,25 @@ def pause(directory: Path) -> Path:
     return image
 
 
-@pytest.fixture(scope="session")
-def prepare(runsc: Runsc, cold: ColdStart, pause: Path) -> Prepare:
+@pytest.fixture(params=BEST_FIRST)
+def way(request: pytest.FixtureRequest) -> StartWay:
+    """How programs are started in sandboxes that wait: all ways are to be the same."""
+    found: StartWay = request.param
+    return found
+
+
+@pytest.fixture
+def prepare(runsc: Runsc, cold: ColdStart, pause: Path, way: StartWay) -> Prepare:
     """What makes sandboxes that wait."""
 
     def made(shape: Shape) -> Prepared:
         return Prepared(
-            shape=shape, runsc=runsc, places=cold.place, pause=pause, start_timeout_s=READY_WITHIN_S
+            shape=shape,
+            runsc=runsc,
+            ways=OnlyWay(runsc, way),
+            places=cold.place,
+            pause=pause,
+            start_timeout_s=READY_WITHIN_S,
         )
 
     return made
@@ -220,8 +234,11 @@ def prepare(runsc: Runsc, cold: ColdStart, pause: Path) -> Prepare:
 class WarmOnly:
     """Makes a sandbox ready for each program, and only then runs it there."""
 
-    def __init__(self, runsc: Runsc, cold: ColdStart, pause: Path, slowness: float) -> None:
+    def __init__(
+        self, runsc: Runsc, way: StartWay, cold: ColdStart, pause: Path, slowness: float
+    ) -> None:
         self._runsc = runsc
+        self._ways = OnlyWay(runsc, way)
         self._cold = cold
         self._pause = pause
         self._slowness = slowness
@@ -230,6 +247,7 @@ class WarmOnly:
         prepared = Prepared(
             shape=Shape.of(limits),
             runsc=self._runsc,
+            ways=self._ways,
             places=self._cold.place,
             pause=self._pause,
             start_timeout_s=20 * self._slowness,
@@ -256,12 +274,17 @@ class WarmOnly:
         return ending
 
 
-@pytest.fixture(scope="session", params=["cold", "warm"])
+@pytest.fixture(scope="session", params=["cold", *BEST_FIRST])
 def sandboxes(
     request: pytest.FixtureRequest, runsc: Runsc, cold: ColdStart, pause: Path, slowness: float
 ) -> Sandboxes:
-    """What the tests are about: both ways are to be the same in all that they look at."""
-    return cold if request.param == "cold" else WarmOnly(runsc, cold, pause, slowness)
+    """What the tests are about: a cold start, and a warm one by each of its ways.
+
+    They are to be the same in all that the tests look at.
+    """
+    if request.param == "cold":
+        return cold
+    return WarmOnly(runsc, request.param, cold, pause, slowness)
 
 
 @pytest.fixture(autouse=True)

@@ -28,8 +28,11 @@ from corral_worker.pool import prepared as prepared_module
 from corral_worker.pool.pool import Budget, Pool
 from corral_worker.pool.prepared import NotPreparedError, Prepared, Shape
 from corral_worker.process.reaping import reaping
+from corral_worker.sandbox.bundle import SandboxSpec
 from corral_worker.sandbox.cgroup_host import CgroupHost
-from corral_worker.sandbox.control import ControlSocket, Streams
+from corral_worker.sandbox.commands import RunscContainers
+from corral_worker.sandbox.containers import Containers, SandboxGoneError, Streams
+from corral_worker.sandbox.control import ControlSocket
 from corral_worker.sandbox.lifecycle import ColdStart
 from corral_worker.sandbox.outcome import Ending, KillCause
 from corral_worker.sandbox.report import Report
@@ -66,29 +69,30 @@ Harm = Callable[[OnHost], None]
 async def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
     """Tells when the sentry is about to be asked to start the job, and then to wait for its end."""
     events = {"start": anyio.Event(), "wait": anyio.Event()}
-    start, wait = ControlSocket.start, ControlSocket.wait
+    for ways in (ControlSocket, RunscContainers):
+        _notify(monkeypatch, ways, events)
+    return events
+
+
+def _notify(
+    monkeypatch: pytest.MonkeyPatch, ways: type[Containers], events: Mapping[str, anyio.Event]
+) -> None:
+    start, wait = ways.start, ways.wait
 
     async def starting(
-        self: ControlSocket,
-        container: str,
-        config: Mapping[str, object],
-        *,
-        rootfs: int,
-        streams: Streams,
-        within_s: float,
+        self: Containers, container: str, spec: SandboxSpec, *, streams: Streams, within_s: float
     ) -> None:
         if container == JOB:
             events["start"].set()
-        await start(self, container, config, rootfs=rootfs, streams=streams, within_s=within_s)
+        await start(self, container, spec, streams=streams, within_s=within_s)
 
-    async def waiting(self: ControlSocket, container: str, *, within_s: float) -> int:
+    async def waiting(self: Containers, container: str, *, within_s: float) -> int:
         if container == JOB:
             events["wait"].set()
         return await wait(self, container, within_s=within_s)
 
-    monkeypatch.setattr(ControlSocket, "start", starting)
-    monkeypatch.setattr(ControlSocket, "wait", waiting)
-    return events
+    monkeypatch.setattr(ways, "start", starting)
+    monkeypatch.setattr(ways, "wait", waiting)
 
 
 @asynccontextmanager
@@ -244,6 +248,7 @@ async def test_a_start_that_is_not_answered_within_its_budget_is_a_fault(
     assert report.ending.retry_safety == "unknown"
 
 
+@pytest.mark.parametrize("way", ["control_socket"], indirect=True)
 async def test_a_sentry_that_dies_while_it_is_asked_to_start_may_have_started(
     prepare: Prepare, runsc: Runsc, cgroups: CgroupHost, rootfs: Path, asked: Asked
 ) -> None:
@@ -259,6 +264,23 @@ async def test_a_sentry_that_dies_while_it_is_asked_to_start_may_have_started(
 
     assert isinstance(report.ending, ErrSandboxCreationFailed)
     assert report.ending.retry_safety == "unknown"
+
+
+@pytest.mark.parametrize("way", ["command_line"], indirect=True)
+async def test_a_sentry_that_dies_before_runsc_asks_it_to_start_has_not_started(
+    prepare: Prepare, runsc: Runsc, cgroups: CgroupHost, rootfs: Path, asked: Asked
+) -> None:
+    async with taken(prepare, runsc, cgroups) as (start, sandbox):
+        # It does not even answer that it knows of the container.
+        sandbox.stop_sentry()
+
+        async def kill() -> None:
+            await asked["start"].wait()
+            await anyio.wait_all_tasks_blocked()
+            await sandbox.kill_sentry()
+
+        with pytest.RaisesGroup(SandboxGoneError):
+            await run(start, rootfs, Stop(), meanwhile=kill)
 
 
 async def test_a_sentry_that_dies_while_its_job_runs_is_a_fault(
@@ -322,15 +344,20 @@ async def test_a_sandbox_that_hangs_before_it_is_ready_is_given_up_and_removed(
     slowness: float,
     harm: Harm,
 ) -> None:
-    create = ControlSocket.create
     began: list[float] = []
 
-    async def stopping(self: ControlSocket, container: str, *, within_s: float) -> None:
-        harm(await running(runsc, cgroups))
-        began.append(time.monotonic())
-        await create(self, container, within_s=within_s)
+    def stopping(ways: type[Containers]) -> None:
+        create = ways.create
 
-    monkeypatch.setattr(ControlSocket, "create", stopping)
+        async def stop(self: Containers, container: str, *, within_s: float) -> None:
+            harm(await running(runsc, cgroups))
+            began.append(time.monotonic())
+            await create(self, container, within_s=within_s)
+
+        monkeypatch.setattr(ways, "create", stop)
+
+    stopping(ControlSocket)
+    stopping(RunscContainers)
     monkeypatch.setattr(prepared_module, "_CALL_WITHIN_S", 0.3)
 
     async with reaping():

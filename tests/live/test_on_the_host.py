@@ -29,11 +29,16 @@ pytestmark = pytest.mark.live
 MIB = 1024**2
 LIMITS = EffectiveLimits(wall_s=50)
 # Two processes in the sandbox, one of which holds memory.
-BUSY = Job(argv=("/bin/sh", "-c", "sleep 1000 & head -c 20000000 /dev/zero >/tmp/x; echo; wait"))
+BUSY_BYTES = 20_000_000
+BUSY = Job(
+    argv=("/bin/sh", "-c", f"sleep 1000 & head -c {BUSY_BYTES} /dev/zero >/tmp/x; echo; wait")
+)
 
 
 @asynccontextmanager
-async def running(sandboxes: ColdStart, runsc: Runsc, rootfs: Path) -> AsyncIterator[str]:
+async def running(
+    sandboxes: ColdStart, runsc: Runsc, cgroups: CgroupHost, rootfs: Path
+) -> AsyncIterator[str]:
     """Run a sandbox as long as the block, and give its id."""
     stop = Stop()
     async with anyio.create_task_group() as tasks:
@@ -41,8 +46,9 @@ async def running(sandboxes: ColdStart, runsc: Runsc, rootfs: Path) -> AsyncIter
         with anyio.fail_after(120):
             while not (names := running_in(runsc.root)):
                 await anyio.sleep(0.01)
-        # The program is to have started its own.
-        await anyio.sleep(0.5)
+            # The program is to have started its own.
+            while cgroups.sandbox(names[0]).counters().memory_bytes < BUSY_BYTES:
+                await anyio.sleep(0.01)
         try:
             yield names[0]
         finally:
@@ -64,7 +70,7 @@ def status_of(pid: int) -> dict[str, str]:
 async def test_no_process_of_a_sandbox_is_root_on_the_host_or_has_a_capability(
     sandboxes: ColdStart, runsc: Runsc, cgroups: CgroupHost, rootfs: Path
 ) -> None:
-    async with running(sandboxes, runsc, rootfs) as sandbox:
+    async with running(sandboxes, runsc, cgroups, rootfs) as sandbox:
         pids = cgroups.sandbox(sandbox).processes()
         assert sentry_of(runsc, sandbox) in pids
         statuses = [status_of(pid) for pid in pids]
@@ -77,9 +83,9 @@ async def test_no_process_of_a_sandbox_is_root_on_the_host_or_has_a_capability(
 
 
 async def test_the_sentry_has_left_the_hosts_file_system_and_namespaces(
-    sandboxes: ColdStart, runsc: Runsc, rootfs: Path
+    sandboxes: ColdStart, runsc: Runsc, cgroups: CgroupHost, rootfs: Path
 ) -> None:
-    async with running(sandboxes, runsc, rootfs) as sandbox:
+    async with running(sandboxes, runsc, cgroups, rootfs) as sandbox:
         sentry = sentry_of(runsc, sandbox)
         sees = {path.name for path in root_of(sentry).iterdir()}
         shared = {name for name in NAMESPACES if namespace(sentry, name) == namespace("self", name)}
@@ -103,7 +109,7 @@ def namespace(process: int | str, name: str) -> Path:
 async def test_a_host_short_of_memory_kills_a_sandbox_before_anything_else(
     sandboxes: ColdStart, runsc: Runsc, cgroups: CgroupHost, rootfs: Path
 ) -> None:
-    async with running(sandboxes, runsc, rootfs) as sandbox:
+    async with running(sandboxes, runsc, cgroups, rootfs) as sandbox:
         scores = list(map(oom_score_adj, cgroups.sandbox(sandbox).processes()))
 
     assert len(scores) > 1

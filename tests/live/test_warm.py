@@ -10,23 +10,23 @@ import anyio
 import pytest
 from structlog.testing import capture_logs
 from support.on_host import running
-from support.waiting import READY_WITHIN_S, Prepare, ready
+from support.waiting import LIMITS, READY_WITHIN_S, Prepare, ready, warm
 
 from corral import EffectiveLimits, ErrWorkerLost, Job, Outcome
+from corral.result import StartWay
 from corral_worker.admission.gate import Gate
 from corral_worker.pool.pool import Budget, Pool
 from corral_worker.process.reaping import reaping
 from corral_worker.sandbox.cgroup_host import CgroupHost
+from corral_worker.sandbox.containers import SandboxGoneError
 from corral_worker.sandbox.lifecycle import ColdStart
 from corral_worker.sandbox.outcome import Ending, KillCause
 from corral_worker.sandbox.report import Report
 from corral_worker.sandbox.runsc import Runsc
 from corral_worker.sandbox.stop import Stop
-from corral_worker.sandbox.warm import SandboxGoneError
 
 pytestmark = pytest.mark.live
 
-LIMITS = EffectiveLimits(wall_s=50)
 # What differs between any two boots is left out: times, free memory, and gVisor's own numbers of
 # devices, mounts, namespaces and the host's descriptors.
 PROBE = r"""
@@ -57,13 +57,6 @@ show([line.split(' ', 5)[3:] for line in open('/proc/self/mountinfo')])
 """
 
 
-async def warm(
-    prepare: Prepare, job: Job, rootfs: Path, *, limits: EffectiveLimits = LIMITS
-) -> Report:
-    async with ready(prepare, limits) as prepared, prepared.taken() as start:
-        return await start.run(job, limits, rootfs, Stop())
-
-
 @asynccontextmanager
 async def stopped(
     prepare: Prepare, job: Job, rootfs: Path, cause: KillCause, delay_s: float
@@ -83,7 +76,7 @@ async def stopped(
 
 
 async def test_a_program_sees_after_a_warm_start_what_it_sees_after_a_cold_one(
-    prepare: Prepare, cold: ColdStart, python_rootfs: Path
+    prepare: Prepare, way: StartWay, cold: ColdStart, python_rootfs: Path
 ) -> None:
     limits = EffectiveLimits(
         wall_s=50, memory_bytes=300 * 2**20, cpus=1.5, disk_bytes=2**20, open_files=99, pids=17
@@ -103,7 +96,8 @@ async def test_a_program_sees_after_a_warm_start_what_it_sees_after_a_cold_one(
     assert found.stdout.data.decode() == expected.stdout.data.decode()
     assert found.host_limits == expected.host_limits
     assert (found.ending, found.stderr) == (expected.ending, expected.stderr)
-    assert (found.start, expected.start) == ("warm", "cold")
+    assert (found.start, found.start_way) == ("warm", way)
+    assert (expected.start, expected.start_way) == ("cold", "command_line")
 
 
 async def test_one_that_waits_serves_any_image(
@@ -141,7 +135,7 @@ async def test_limits_are_the_jobs_own_and_read_back(prepare: Prepare, rootfs: P
     assert report.host_limits.tasks == 2 * limits.pids + 32
 
 
-@pytest.mark.parametrize("delay_s", [0, 0.001, 0.003, 0.005, 0.01, 0.02, 0.05, 0.3])
+@pytest.mark.parametrize("delay_s", [0, 0.001, 0.003, 0.005, 0.01, 0.02, 0.03, 0.05, 0.08, 0.3])
 async def test_a_program_can_be_cancelled_at_any_moment(
     prepare: Prepare, rootfs: Path, delay_s: float
 ) -> None:
@@ -155,7 +149,7 @@ async def test_a_program_can_be_cancelled_at_any_moment(
         assert report.leftovers == ()
 
 
-@pytest.mark.parametrize("delay_s", [0, 0.002, 0.005, 0.02, 0.3])
+@pytest.mark.parametrize("delay_s", [0, 0.002, 0.005, 0.02, 0.05, 0.3])
 async def test_a_worker_that_stops_never_calls_safe_what_may_have_begun(
     prepare: Prepare, rootfs: Path, delay_s: float
 ) -> None:
@@ -180,7 +174,7 @@ async def test_what_was_stopped_before_it_was_asked_for_has_not_begun(
     assert report.leftovers == ()
 
 
-@pytest.mark.parametrize("delay_s", [0, 0.002, 0.005, 0.01, 0.05, 0.3])
+@pytest.mark.parametrize("delay_s", [0, 0.002, 0.005, 0.01, 0.03, 0.05, 0.08, 0.3])
 async def test_a_task_that_runs_one_can_be_cancelled_at_any_moment(
     prepare: Prepare, rootfs: Path, delay_s: float
 ) -> None:

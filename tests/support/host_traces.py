@@ -19,13 +19,14 @@ def parents_of(host: CgroupHost) -> list[Path]:
 
 
 def running_in(root: Path) -> list[str]:
-    """Return the ids of the sandboxes whose program runs, by runsc's state directory."""
-    return [
-        file.name.partition("_sandbox:")[0]
+    """Return the ids of the sandboxes in which a program runs, by runsc's state directory."""
+    found = {
+        file.stem.partition("_sandbox:")[2]
         for file in root.glob("*.state")
         # As text, for runsc may be about to write it.
         if b'"status":"running"' in file.read_bytes()
-    ]
+    }
+    return sorted(found)
 
 
 def mentions(text: str) -> list[str]:

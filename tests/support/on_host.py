@@ -55,7 +55,7 @@ async def running(runsc: Runsc, cgroups: CgroupHost) -> OnHost:
     with anyio.fail_after(_RUNS_WITHIN_S):
         while True:
             for file in runsc.root.glob("*.state"):
-                name, _, _ = file.name.partition("_sandbox:")
+                _, _, name = file.stem.partition("_sandbox:")
                 if runsc.state(name).status() == "running":
                     return OnHost(name, cgroups)
             await anyio.sleep(0.002)

@@ -238,3 +238,27 @@ def test_the_configuration_is_a_function_of_its_arguments_alone() -> None:
     job = Job(argv=("python3", "-c", "print(1)"), env={"A": "b"})
 
     assert config_of(job) == config_of(job)
+
+
+def test_a_container_in_a_sandbox_that_runs_differs_in_where_it_is_and_in_nothing_else() -> None:
+    spec = SandboxSpec(
+        job=Job(argv=("true",)),
+        limits=EffectiveLimits(),
+        rootfs=ROOTFS,
+        cgroups_path="/corral/corral-0123",
+    )
+    alone = oci_config(spec)
+    within = oci_config(msgspec.structs.replace(spec, sandbox="corral-0123"))
+
+    differ = {key for key in alone if alone[key] != within[key]}
+    assert differ == {"annotations", "linux"}
+    assert isinstance(alone["annotations"], dict)
+    assert isinstance(alone["linux"], dict)
+    assert within["annotations"] == {
+        **alone["annotations"],
+        "io.kubernetes.cri.container-type": "container",
+        "io.kubernetes.cri.sandbox-id": "corral-0123",
+    }
+    assert within["linux"] == {
+        key: value for key, value in alone["linux"].items() if key != "cgroupsPath"
+    }

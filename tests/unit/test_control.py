@@ -5,21 +5,23 @@ import json
 import os
 import socket
 from collections.abc import AsyncIterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import anyio
 import anyio.abc
 import pytest
 
+from corral import EffectiveLimits, Job
 from corral_worker.process.output import Pipe
 from corral_worker.sandbox import control
-from corral_worker.sandbox.control import (
-    ControlAbsentError,
-    ControlError,
-    ControlLostError,
-    ControlSocket,
+from corral_worker.sandbox.bundle import SandboxSpec, oci_config
+from corral_worker.sandbox.containers import (
+    RefusedError,
+    SandboxGoneError,
+    SandboxLostError,
     Streams,
 )
+from corral_worker.sandbox.control import ControlSocket
 
 SOON_S = 20.0
 DONE = b'{"success":true,"err":"","result":null}'
@@ -73,26 +75,46 @@ async def sentry(tmp_path: Path) -> AsyncIterator[Sentry]:
 
 
 async def test_a_start_sends_the_configuration_and_the_descriptors_in_gvisors_order(
-    sentry: Sentry,
+    sentry: Sentry, tmp_path: Path
 ) -> None:
+    image = tmp_path / "rootfs.erofs"
+    image.touch()
+    spec = SandboxSpec(
+        job=Job(argv=("true", "x" * 100_000)),
+        limits=EffectiveLimits(),
+        rootfs=PurePosixPath(image),
+        cgroups_path="/corral/one",
+    )
     with Pipe(parent="read") as out, Pipe(parent="read") as err, Pipe(parent="write") as into:
-        image = os.open(os.devnull, os.O_RDONLY)
         streams = Streams(stdin=into.theirs, stdout=out.theirs, stderr=err.theirs)
-        await sentry.control.start(
-            "job", {"hostname": "h" * 100_000}, rootfs=image, streams=streams, within_s=SOON_S
-        )
+        await sentry.control.start("job", spec, streams=streams, within_s=SOON_S)
         sent = [os.fstat(file).st_ino for file in sentry.files]
-        given = [into.theirs, out.theirs, err.theirs, image]
+        given = [os.fstat(file).st_ino for file in (into.theirs, out.theirs, err.theirs)]
 
-        assert sent == [os.fstat(file).st_ino for file in given]
-        os.close(image)
+        assert sent == [*given, image.stat().st_ino]
     assert sentry.asked["method"] == "containerManager.StartSubcontainer"
     argument = sentry.asked["arg"]
     assert isinstance(argument, dict)
     assert argument["CID"] == "job"
-    assert argument["Spec"] == {"hostname": "h" * 100_000}
+    assert argument["Spec"] == json.loads(json.dumps(oci_config(spec)))
     assert argument["GoferMountConfs"] == [{"upper": 0, "lower": 2}]
     assert argument["Conf"]["Network"] == 2
+
+
+async def test_without_its_image_nothing_is_asked(sentry: Sentry, tmp_path: Path) -> None:
+    spec = SandboxSpec(
+        job=Job(argv=("true",)),
+        limits=EffectiveLimits(),
+        rootfs=PurePosixPath(tmp_path / "none"),
+        cgroups_path="/corral/one",
+    )
+
+    with pytest.raises(SandboxGoneError):
+        await sentry.control.start(
+            "job", spec, streams=Streams(stdin=0, stdout=1, stderr=2), within_s=SOON_S
+        )
+
+    assert sentry.asked == {}
 
 
 async def test_a_wait_gives_the_raw_status(sentry: Sentry) -> None:
@@ -111,7 +133,7 @@ async def test_an_answer_may_come_in_pieces(sentry: Sentry) -> None:
 async def test_a_refusal_is_told_in_the_sandboxs_own_words(sentry: Sentry) -> None:
     sentry.answers = [b'{"success":false,"err":"no such container","result":null}']
 
-    with pytest.raises(ControlError) as raised:
+    with pytest.raises(RefusedError) as raised:
         await sentry.control.create("job", within_s=SOON_S)
 
     assert raised.value.words == "no such container"
@@ -134,7 +156,7 @@ async def test_nonsense_is_an_error(
     monkeypatch.setattr(control, "_MOST_BYTES", 60_000)
     sentry.answers = answers
 
-    with pytest.raises((ControlError, ControlLostError)):
+    with pytest.raises((RefusedError, SandboxLostError)):
         await sentry.control.create("job", within_s=SOON_S)
 
 
@@ -145,7 +167,7 @@ NO_NUMBERS = [b'"done"', b"null", b"-1", b"1.5", b'"\xff"', b"[" * 5000 + b"]" *
 async def test_a_status_that_is_none_is_an_error(sentry: Sentry, result: bytes) -> None:
     sentry.answers = [b'{"success":true,"err":"","result":' + result + b"}"]
 
-    with pytest.raises(ControlError):
+    with pytest.raises(RefusedError):
         await sentry.control.wait("job", within_s=SOON_S)
 
 
@@ -162,21 +184,21 @@ async def test_an_answer_without_a_number_of_bytes_is_an_error(
 ) -> None:
     sentry.answers = [b'{"success":true,"err":"","result":' + result + b"}"]
 
-    with pytest.raises(ControlError):
+    with pytest.raises(RefusedError):
         await sentry.control.file_bytes(within_s=SOON_S)
 
 
 async def test_a_sandbox_that_ends_before_it_has_answered_is_lost(sentry: Sentry) -> None:
     sentry.answers = [b'{"success":']
 
-    with pytest.raises(ControlLostError) as raised:
+    with pytest.raises(SandboxLostError) as raised:
         await sentry.control.wait("job", within_s=SOON_S)
 
-    assert not isinstance(raised.value, ControlAbsentError)
+    assert not isinstance(raised.value, SandboxGoneError)
 
 
 async def test_a_sandbox_that_is_not_there_was_not_asked(tmp_path: Path) -> None:
-    with pytest.raises(ControlAbsentError):
+    with pytest.raises(SandboxGoneError):
         await ControlSocket(tmp_path / "none").create("job", within_s=SOON_S)
 
 

@@ -35,6 +35,7 @@ from corral_worker.sandbox.stop import Stop
 
 REPORT = Report(
     start="cold",
+    start_way="command_line",
     ending=Ending(outcome=Outcome.EXITED, exit_code=3),
     stdout=Captured(data=b"secret output", total=100, gap=6),
     stderr=Captured(data=b"secret complaint", total=16, gap=None),
@@ -152,6 +153,7 @@ async def test_a_result_has_all_that_is_known(images: FakeImages, sandboxes: Fak
     assert result.provenance is not None
     assert result.provenance.image_digest == "sha256:abc"
     assert (result.provenance.runsc_version, result.provenance.attempt) == ("release-1", 2)
+    assert (result.provenance.start, result.provenance.start_way) == ("cold", "command_line")
     assert result.started_at is not None
     assert result.started_at > NOW
     assert sandboxes.ran == [(JOB, result.limits, Path("/images/abc"), stop)]

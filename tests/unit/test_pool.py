@@ -16,11 +16,12 @@ from corral_worker.pool.pool import Budget, Pool
 from corral_worker.pool.prepared import NotPreparedError, Prepared, Shape
 from corral_worker.process.capture import Captured
 from corral_worker.sandbox.cgroup import Counters
+from corral_worker.sandbox.containers import SandboxGoneError
 from corral_worker.sandbox.outcome import Ending
 from corral_worker.sandbox.report import Report
 from corral_worker.sandbox.runsc import Runsc
 from corral_worker.sandbox.stop import Stop
-from corral_worker.sandbox.warm import SandboxGoneError, WarmStart
+from corral_worker.sandbox.warm import WarmStart
 
 JOB = Job(argv=("true",))
 LIMITS = EffectiveLimits()
@@ -34,6 +35,7 @@ COLD = Report(
     counters=Counters(cpu_s=0, peak_memory_bytes=1, peak_tasks=1, oom_kills=0),
     host_limits=HostLimits(memory_bytes=1, swap_bytes=0, cpus=1, tasks=1),
     start="cold",
+    start_way="command_line",
     start_s=0,
     run_s=0,
     teardown_s=0,

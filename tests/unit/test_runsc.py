@@ -292,7 +292,13 @@ def test_a_runsc_that_cannot_be_executed_runs_nothing(tmp_path: Path, mode: int 
 
 
 def test_only_a_sandboxs_own_files_are_forgotten(runsc: Runsc) -> None:
-    own = [f"{ID}_sandbox:{ID}.lock", f"{ID}_sandbox:{ID}.state", f"runsc-{ID}.sock"]
+    own = [
+        f"{ID}_sandbox:{ID}.lock",
+        f"{ID}_sandbox:{ID}.state",
+        f"job_sandbox:{ID}.lock",
+        f"job_sandbox:{ID}.state",
+        f"runsc-{ID}.sock",
+    ]
     for name in (*own, "corral-other_sandbox:corral-other.lock"):
         (runsc.root / name).touch()
     assert sorted(file.name for file in runsc.leftovers(ID)) == sorted(own)

@@ -47,6 +47,16 @@ def test_the_client_knows_where_its_state_files_are(runsc: Runsc) -> None:
     assert runsc.state(ID).status() == "running"
 
 
+def test_a_container_in_a_sandbox_has_a_file_of_its_own(runsc: Runsc) -> None:
+    Written(runsc.root).say("running")
+    (runsc.root / f"job_sandbox:{ID}.state").write_bytes(b'{"id":"job","status":"created"}')
+
+    assert runsc.state(ID, "job").status() == "created"
+    assert runsc.state(ID, "other").status() is None
+    with pytest.raises(ValueError, match="is no sandbox id"):
+        runsc.state(ID, "../job")
+
+
 def test_every_change_is_seen(state: StateFile, written: Written) -> None:
     seen = [state.status()]
     for status in ("creating", "created", "running", "stopped"):

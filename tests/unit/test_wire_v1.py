@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import msgspec
 import pytest
 from support.wire import FULL_JOB, FULL_RESULT, REJECTED, call, ending
 
@@ -24,6 +25,16 @@ def test_a_job_of_version_1_is_read(name: str, job: Job) -> None:
 
 def test_a_result_of_version_1_is_read() -> None:
     assert decode_result((WIRE / "result.json").read_bytes()) == FULL_RESULT
+
+
+def test_the_way_of_a_start_is_told_and_unknown_of_older_workers() -> None:
+    older = FULL_RESULT.provenance
+    assert older is not None
+    newer = msgspec.structs.replace(older, start="warm", start_way="control_socket")
+    result = msgspec.structs.replace(FULL_RESULT, provenance=newer)
+
+    assert decode_result(serialize(ending(result))) == result
+    assert older.start_way is None
 
 
 def test_an_error_of_version_1_is_read() -> None:

@@ -27,6 +27,7 @@ from corral_worker.images.store import ImageStore
 from corral_worker.pool.pause import build_pause_image
 from corral_worker.pool.pool import SANDBOX_BYTES, Budget, Pool
 from corral_worker.pool.prepared import Prepared, Shape
+from corral_worker.pool.ways import Ways
 from corral_worker.process.reaping import reaping
 from corral_worker.process.thread import in_thread
 from corral_worker.reaper.claim import Claim
@@ -163,10 +164,13 @@ async def _warm(
         yield cold
         return
 
+    ways = Ways(runsc)
+
     def prepare(shape: Shape) -> Prepared:
         return Prepared(
             shape=shape,
             runsc=runsc,
+            ways=ways,
             places=cold.place,
             pause=pause,
             start_timeout_s=settings.start_timeout_s,

@@ -204,6 +204,7 @@ class Executor:
                 host=self._runtime.host,
                 attempt=attempt.number,
                 start=report.start,
+                start_way=report.start_way,
             ),
         )
 

@@ -20,11 +20,11 @@ from corral_worker.admission.gate import Gate
 from corral_worker.pool.idleness import Idleness
 from corral_worker.pool.prepared import NotPreparedError, Prepared, Shape
 from corral_worker.pool.sizing import Demand, wanted
+from corral_worker.sandbox.containers import SandboxGoneError
 from corral_worker.sandbox.lifecycle import Sandboxes
 from corral_worker.sandbox.report import Report
 from corral_worker.sandbox.runsc import Runsc
 from corral_worker.sandbox.stop import Stop
-from corral_worker.sandbox.warm import SandboxGoneError
 
 SANDBOX_BYTES = 20 * 1024 * 1024
 """What one waiting sandbox and its runsc take of the host's memory: 9 to 13 MiB measured."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager, suppress
 from pathlib import Path
 
@@ -12,19 +12,27 @@ import anyio
 import msgspec
 
 from corral import EffectiveLimits, Job
+from corral.result import StartWay
 from corral_worker.pool.pause import HELLO, HELLO_OUTPUT, HELLO_WAIT_STATUS, PAUSE
+from corral_worker.pool.ways import Failure, Ways
 from corral_worker.process.child import ChildProcess
 from corral_worker.process.output import Pipe
 from corral_worker.process.thread import in_thread
 from corral_worker.sandbox.cgroup import CgroupError
-from corral_worker.sandbox.control import ControlError, ControlLostError, ControlSocket, Streams
+from corral_worker.sandbox.containers import (
+    Containers,
+    RefusedError,
+    SandboxGoneError,
+    SandboxLostError,
+    Streams,
+)
 from corral_worker.sandbox.ladder import kill_until_empty
 from corral_worker.sandbox.notes import Notes
 from corral_worker.sandbox.place import Place
 from corral_worker.sandbox.runsc import Runsc
 from corral_worker.sandbox.runsc_errors import RunscError
 from corral_worker.sandbox.verbs import Run
-from corral_worker.sandbox.warm import JOB, SandboxGoneError, WarmStart
+from corral_worker.sandbox.warm import JOB, WarmStart
 
 _HELLO = "hello"
 _LOOK_S = 0.05
@@ -61,6 +69,7 @@ class Prepared:
     Args:
         shape: what the guest sees.
         runsc: the runtime.
+        ways: knows how programs are started in it, and learns from it.
         places: where sandboxes are made and removed.
         pause: the image that it waits in.
         start_timeout_s: seconds until it must be ready, and until a job's program must run.
@@ -71,12 +80,14 @@ class Prepared:
         *,
         shape: Shape,
         runsc: Runsc,
+        ways: Ways,
         places: Callable[[], AbstractAsyncContextManager[tuple[Place, list[str]]]],
         pause: Path,
         start_timeout_s: float,
     ) -> None:
         self.shape = shape
         self._runsc = runsc
+        self._ways = ways
         self._places = places
         self._pause = pause
         self._start_timeout_s = start_timeout_s
@@ -85,7 +96,8 @@ class Prepared:
         self._mine_alone = anyio.Event()
         self._done = anyio.Event()
         self._gone = False
-        self._failure = "it ended before it was ready"
+        self._failure = ""
+        self._spoken_to = False
 
     async def live(self, ready: Callable[[], None]) -> None:
         """Boot, see it work, and keep it until it has ended, was used, or is dismissed.
@@ -98,29 +110,47 @@ class Prepared:
         Raises:
             NotPreparedError: it was never ready.
         """
+        failed: list[Failure] = []
+        for way in self._ways.to_try():
+            self._failure, self._spoken_to = "it ended before it was ready", False
+            # One in which a way has failed is not used any more, not even for another way.
+            await self._live_by(way, failed, ready)
+            if not self._failure:
+                return
+            failed.append(Failure(way=way, why=self._failure))
+            if self._start is not None or not self._spoken_to:
+                # That says nothing about the way.
+                raise NotPreparedError(self._failure)
+        raise NotPreparedError("; ".join(f"by {failure.way}: {failure.why}" for failure in failed))
+
+    async def _live_by(
+        self, way: StartWay, failed: Sequence[Failure], ready: Callable[[], None]
+    ) -> None:
         async with self._places() as (place, _):
             try:
                 await in_thread(place.prepare, Job(argv=PAUSE), self._limits(), self._pause)
-                async with self._runsc.run(
-                    Run(id=place.id, bundle=place.bundle),
-                    place.logs,
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                    stderr=subprocess.DEVNULL,
-                ) as child:
+                async with (
+                    self._runsc.run(
+                        Run(id=place.id, bundle=place.bundle),
+                        place.logs,
+                        stdin=subprocess.DEVNULL,
+                        stdout=subprocess.DEVNULL,
+                        stderr=subprocess.DEVNULL,
+                    ) as child,
+                    self._ways.open(way, place.id, place.bundle) as containers,
+                ):
                     try:
-                        await self._live(place, child, ready)
+                        await self._live(place, child, containers, failed, ready)
                     finally:
-                        self._gone = True
-                        self._mine_alone.set()
+                        if self._start is not None:
+                            self._gone = True
+                            self._mine_alone.set()
                         await _end(place, child)
             except (CgroupError, RunscError, OSError) as error:
                 self._failure = str(error)
             if self._failure:
                 book = await in_thread(place.log_book, Notes())
                 self._failure = "; ".join((self._failure, *book.errors[-1:], book.panic[:_SAID]))
-        if self._failure:
-            raise NotPreparedError(self._failure)
 
     @asynccontextmanager
     async def taken(self) -> AsyncIterator[WarmStart]:
@@ -145,15 +175,24 @@ class Prepared:
         self._done.set()
         self._wanted.set()
 
-    async def _live(self, place: Place, child: ChildProcess, ready: Callable[[], None]) -> None:
+    async def _live(
+        self,
+        place: Place,
+        child: ChildProcess,
+        containers: Containers,
+        failed: Sequence[Failure],
+        ready: Callable[[], None],
+    ) -> None:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(_cancel_when_ended, child, tasks.cancel_scope)
-            self._failure = await self._trouble(place)
+            self._failure = await self._trouble(place, containers)
             if not self._failure:
+                self._ways.worked(containers.way, failed)
                 self._start = WarmStart(
                     runsc=self._runsc,
                     place=place,
                     child=child,
+                    containers=containers,
                     start_timeout_s=self._start_timeout_s,
                 )
                 ready()
@@ -169,42 +208,39 @@ class Prepared:
                 with anyio.move_on_after(_GIVEN_BACK_WITHIN_S, shield=True):
                     await self._done.wait()
 
-    async def _trouble(self, place: Place) -> str:
+    async def _trouble(self, place: Place, containers: Containers) -> str:
         """Wait for the sandbox to boot, try it, and return what is wrong with it, if anything."""
         state = self._runsc.state(place.id)
-        control = ControlSocket(self._runsc.control_socket(place.id))
         try:
             with anyio.fail_after(self._start_timeout_s):
                 while state.status() != "running":
                     await anyio.sleep(_LOOK_S)
-                trouble = await self._say_hello(place, control)
-                await control.create(JOB, within_s=_CALL_WITHIN_S)
+                self._spoken_to = True
+                trouble = await self._say_hello(place, containers)
+                await containers.create(JOB, within_s=_CALL_WITHIN_S)
         except TimeoutError as error:
             return f"it was not ready within its budget: {error}"
-        except (ControlError, ControlLostError) as error:
+        except (RefusedError, SandboxLostError) as error:
             return str(error)
         return trouble
 
-    async def _say_hello(self, place: Place, control: ControlSocket) -> str:
+    async def _say_hello(self, place: Place, containers: Containers) -> str:
         """Run a program, exactly as the job's will be, and return what was wrong with that.
 
         It proves that this runsc can be talked to. And the first process takes gVisor longer
         than any later one, for it starts helpers on the host that it then keeps.
         """
-        config = place.config(Job(argv=HELLO), self._limits(), self._pause)
+        spec = place.spec(Job(argv=HELLO), self._limits(), self._pause)
         with ExitStack() as files, Pipe(parent="read") as output:
-            image, nothing = (os.open(path, os.O_RDONLY) for path in (self._pause, os.devnull))
-            files.callback(os.close, image)
+            nothing = os.open(os.devnull, os.O_RDONLY)
             files.callback(os.close, nothing)
             streams = Streams(stdin=nothing, stdout=output.theirs, stderr=output.theirs)
-            await control.create(_HELLO, within_s=_CALL_WITHIN_S)
-            await control.start(
-                _HELLO, config, rootfs=image, streams=streams, within_s=_CALL_WITHIN_S
-            )
-            status = await control.wait(_HELLO, within_s=_CALL_WITHIN_S)
+            await containers.create(_HELLO, within_s=_CALL_WITHIN_S)
+            await containers.start(_HELLO, spec, streams=streams, within_s=_CALL_WITHIN_S)
+            status = await containers.wait(_HELLO, within_s=_CALL_WITHIN_S)
             output.close(output.theirs)
             said = _read_what_is_there(output.ours)
-            await control.destroy(_HELLO, within_s=_CALL_WITHIN_S)
+            await containers.destroy(_HELLO, within_s=_CALL_WITHIN_S)
         if (status, said) != (HELLO_WAIT_STATUS, HELLO_OUTPUT):
             return f"its first program ended with {status} and said {said!r}"
         return ""

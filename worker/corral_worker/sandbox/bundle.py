@@ -32,6 +32,8 @@ class SandboxSpec(msgspec.Struct, frozen=True, kw_only=True):
     """The image's EROFS file on the host."""
     cgroups_path: str
     hostname: str = "corral"
+    sandbox: str | None = None
+    """The sandbox that runs already, in which runsc is to make it a container."""
 
 
 def host_tasks(limits: EffectiveLimits) -> int:
@@ -103,10 +105,11 @@ def oci_config(spec: SandboxSpec) -> dict[str, object]:
         "annotations": {
             "dev.gvisor.spec.rootfs.source": str(spec.rootfs),
             "dev.gvisor.spec.rootfs.type": "erofs",
+            **_pod(spec),
         },
         "linux": {
             "namespaces": [{"type": kind} for kind in _NAMESPACES],
-            "cgroupsPath": spec.cgroups_path,
+            **_cgroup(spec),
             "resources": {
                 # The guest's /proc/meminfo and cpu count come from here; what holds are
                 # the same numbers on the parent cgroup, which runsc does not remove.
@@ -116,6 +119,20 @@ def oci_config(spec: SandboxSpec) -> dict[str, object]:
             },
         },
     }
+
+
+def _pod(spec: SandboxSpec) -> dict[str, str]:
+    if spec.sandbox is None:
+        return {}
+    return {
+        "io.kubernetes.cri.container-type": "container",
+        "io.kubernetes.cri.sandbox-id": spec.sandbox,
+    }
+
+
+def _cgroup(spec: SandboxSpec) -> dict[str, str]:
+    # A container in a sandbox has the sandbox's: runsc would only make an empty one.
+    return {"cgroupsPath": spec.cgroups_path} if spec.sandbox is None else {}
 
 
 def _environment(job: Job) -> dict[str, str]:

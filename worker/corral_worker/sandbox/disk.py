@@ -10,7 +10,8 @@ from __future__ import annotations
 import structlog
 
 from corral_worker.sandbox.cgroup import Counters
-from corral_worker.sandbox.control import ControlError, ControlLostError, ControlSocket
+from corral_worker.sandbox.containers import RefusedError, SandboxLostError
+from corral_worker.sandbox.control import ControlSocket
 from corral_worker.sandbox.outcome import KillCause
 
 SLACK_BYTES = 1024 * 1024
@@ -43,9 +44,9 @@ class DiskLimit:
             held = await self._control.file_bytes(
                 within_s=max(0.0, min(within_s, _ANSWER_WITHIN_S))
             )
-        except (ControlLostError, TimeoutError):
+        except (SandboxLostError, TimeoutError):
             return None  # it has ended, or is not there yet, or takes too long
-        except ControlError as error:
+        except RefusedError as error:
             self._log.error("sandbox.disk_unknown", detail=str(error)[:_SAID])
             return "unenforceable"
         return "disk_exceeded" if held > self._most else None

@@ -133,6 +133,7 @@ class ColdStart:
             counters=counters,
             host_limits=host_limits,
             start="cold",
+            start_way="command_line",
             leftovers=tuple(leftovers),
         )
 

@@ -93,13 +93,15 @@ class Place:
 
     def config(self, job: Job, limits: EffectiveLimits, rootfs: Path) -> dict[str, object]:
         """Return the OCI configuration of a program in this sandbox."""
-        return oci_config(
-            SandboxSpec(
-                job=job,
-                limits=limits,
-                rootfs=PurePosixPath(rootfs),
-                cgroups_path=self.cgroup.runsc_path,
-            )
+        return oci_config(self.spec(job, limits, rootfs))
+
+    def spec(self, job: Job, limits: EffectiveLimits, rootfs: Path) -> SandboxSpec:
+        """Return what that depends on."""
+        return SandboxSpec(
+            job=job,
+            limits=limits,
+            rootfs=PurePosixPath(rootfs),
+            cgroups_path=self.cgroup.runsc_path,
         )
 
     def _write_bundle(self, config: dict[str, object]) -> None:

@@ -8,6 +8,7 @@ from typing import Literal
 import msgspec
 
 from corral import CorralError, HostLimits, Termination
+from corral.result import StartWay
 from corral_worker.process.capture import Captured
 from corral_worker.sandbox.cgroup import Counters
 from corral_worker.sandbox.ladder import Life, certificate
@@ -27,6 +28,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     counters: Counters
     host_limits: HostLimits
     start: Start
+    start_way: StartWay
     start_s: float
     """Seconds from the first step until the program ran."""
     run_s: float
@@ -49,6 +51,7 @@ def report(
     counters: Counters,
     host_limits: HostLimits,
     start: Start,
+    start_way: StartWay,
     leftovers: tuple[str, ...],
 ) -> Report:
     """Return the report of a sandbox that is dead; its teardown ends now."""
@@ -83,6 +86,7 @@ def report(
         counters=counters,
         host_limits=host_limits,
         start=start,
+        start_way=start_way,
         start_s=running - life.began,
         run_s=run_s if started else 0.0,
         teardown_s=now - running - run_s,

@@ -61,14 +61,24 @@ class Runsc:
         Raises:
             RunscMissingError: there is none.
         """
-        self._pinned = self._identity()
+        self._pinned = self.identity()
         if self._pinned is None:
             raise self._missing()
 
     def is_same(self) -> bool:
         """Return whether it can be executed, and is the one that was pinned."""
-        found = self._identity()
+        found = self.identity()
         return found is not None and self._pinned in {None, found}
+
+    def identity(self) -> tuple[int, ...] | None:
+        """Return what no other binary has; None if there is none that can be executed."""
+        try:
+            found = self.binary.stat()
+        except OSError:
+            return None
+        if not os.access(self.binary, os.X_OK):
+            return None
+        return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
 
     def run(
         self,
@@ -90,7 +100,7 @@ class Runsc:
             RunscReplacedError: it is not the one that was pinned.
             OSError: the host cannot start a process.
         """
-        if self._identity() is None:
+        if self.identity() is None:
             raise self._missing()
         if not self.is_same():
             raise RunscReplacedError(
@@ -144,9 +154,9 @@ class Runsc:
             raise RunscError("--version", 0, f"{self.binary} prints {first[:200]!r}")
         return version.strip()
 
-    def state(self, sandbox_id: str) -> StateFile:
-        """Return a sandbox's state file, whether it is there yet or not."""
-        return StateFile(self.root, sandbox_id)
+    def state(self, sandbox_id: str, container: str | None = None) -> StateFile:
+        """Return the state file of a sandbox or a container in it, be it there yet or not."""
+        return StateFile(self.root, sandbox_id, container)
 
     def control_socket(self, sandbox_id: str) -> Path:
         """Return the socket over which a running sandbox answers."""
@@ -171,15 +181,6 @@ class Runsc:
         except OSError as error:
             return [f"runsc's files of {sandbox_id}: {error.strerror}"]
         return []
-
-    def _identity(self) -> tuple[int, ...] | None:
-        try:
-            found = self.binary.stat()
-        except OSError:
-            return None
-        if not os.access(self.binary, os.X_OK):
-            return None
-        return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
 
     def _missing(self) -> RunscMissingError:
         return RunscMissingError("run", None, f"there is no executable {self.binary} any more")

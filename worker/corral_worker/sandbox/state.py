@@ -1,4 +1,4 @@
-"""The file in which runsc keeps what it knows of a sandbox."""
+"""The file in which runsc keeps what it knows of a sandbox, or of a container in one."""
 
 from __future__ import annotations
 
@@ -19,14 +19,16 @@ class StateFile:
     Args:
         root: directory of runsc's state.
         sandbox_id: the sandbox.
+        container: the container; the first one has the sandbox's own id.
 
     Raises:
-        ValueError: the id is not safe as a path component.
+        ValueError: an id is not safe as a path component.
     """
 
-    def __init__(self, root: Path, sandbox_id: str) -> None:
+    def __init__(self, root: Path, sandbox_id: str, container: str | None = None) -> None:
         check_sandbox_id(sandbox_id)
-        self._path = root / f"{sandbox_id}_sandbox:{sandbox_id}.state"
+        first = check_sandbox_id(container or sandbox_id)
+        self._path = root / f"{first}_sandbox:{sandbox_id}.state"
         self._version: tuple[int, int, int] | None = None
         self._status: str | None = None
 

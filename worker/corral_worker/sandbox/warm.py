@@ -16,14 +16,16 @@ from corral import EffectiveLimits, ErrSandboxCreationFailed, HostLimits, Job
 from corral_worker.process.child import ChildProcess
 from corral_worker.process.output import Pipe, drain
 from corral_worker.process.thread import in_thread
+from corral_worker.sandbox.bundle import SandboxSpec
 from corral_worker.sandbox.cgroup import CgroupError, Counters
-from corral_worker.sandbox.control import (
-    ControlAbsentError,
-    ControlError,
-    ControlLostError,
-    ControlSocket,
+from corral_worker.sandbox.containers import (
+    Containers,
+    RefusedError,
+    SandboxGoneError,
+    SandboxLostError,
     Streams,
 )
+from corral_worker.sandbox.control import ControlSocket
 from corral_worker.sandbox.enforce import enforce
 from corral_worker.sandbox.flood import OutputMeter
 from corral_worker.sandbox.host_failure import host_failures
@@ -44,10 +46,6 @@ _DRAIN_WITHIN_S = 1.0
 _END_WITHIN_S = 20.0
 
 
-class SandboxGoneError(Exception):
-    """Raised if the sandbox had ended before its job came: nothing was started."""
-
-
 class WarmStart:
     """Runs one program in a sandbox that runs already, and ends the sandbox with it.
 
@@ -58,20 +56,28 @@ class WarmStart:
         runsc: the runtime.
         place: where the sandbox is; its owner removes it, later.
         child: the ``runsc run`` that holds it.
+        containers: starts programs in it; :data:`JOB` is created already.
         start_timeout_s: seconds until the program must run.
     """
 
     def __init__(
-        self, *, runsc: Runsc, place: Place, child: ChildProcess, start_timeout_s: float
+        self,
+        *,
+        runsc: Runsc,
+        place: Place,
+        child: ChildProcess,
+        containers: Containers,
+        start_timeout_s: float,
     ) -> None:
         self._runsc = runsc
         self._place = place
         self._child = child
+        self._containers = containers
         self._start_timeout_s = start_timeout_s
         self._control = ControlSocket(runsc.control_socket(place.id))
         self._wait_status: int | None = None
         self._trouble: tuple[str, ...] = ()
-        self._absent = False
+        self._gone = False
         self._dead = False
 
     async def run(self, job: Job, limits: EffectiveLimits, rootfs: Path, stop: Stop) -> Report:
@@ -95,7 +101,7 @@ class WarmStart:
 
         with life.stdout, life.stderr, host_failures(life):
             await self._live(job, limits, rootfs, life, counters, stop)
-            if self._absent:
+            if self._gone:
                 raise SandboxGoneError(*self._trouble)
             book, used, streams = await in_thread(
                 lambda: (
@@ -113,6 +119,7 @@ class WarmStart:
             counters=used,
             host_limits=host_limits,
             start="warm",
+            start_way=self._containers.way,
             leftovers=() if self._dead else (f"processes of {place.id}",),
         )
 
@@ -126,7 +133,7 @@ class WarmStart:
         stop: Stop,
     ) -> None:
         with ExitStack() as files:
-            ends = _Ends(files, rootfs, stdin=bool(job.stdin))
+            ends = _Ends(files, stdin=bool(job.stdin))
             async with anyio.create_task_group() as drains:
                 meter = OutputMeter(limits.output_kill_bytes, stop)
                 drains.start_soon(
@@ -139,8 +146,8 @@ class WarmStart:
                     async with anyio.create_task_group() as tasks:
                         tasks.start_soon(cancel_when_stopped, tasks.cancel_scope, stop)
                         if stop.cause is None:
-                            config = self._place.config(job, limits, rootfs)
-                            await self._start(config, ends, life, stop)
+                            spec = self._place.spec(job, limits, rootfs)
+                            await self._start(spec, ends, life, stop)
                         if life.running is not None:
                             if ends.stdin:
                                 tasks.start_soon(supply_and_close, ends.stdin, job.stdin)
@@ -162,28 +169,24 @@ class WarmStart:
                 "the job's limits cannot be enforced on this host", detail=str(error)
             ) from error
 
-    async def _start(self, config: dict[str, object], ends: _Ends, life: Life, stop: Stop) -> None:
+    async def _start(self, spec: SandboxSpec, ends: _Ends, life: Life, stop: Stop) -> None:
         """Start the program; ``life`` notes whether it runs."""
         # Whatever comes in between now: it may have begun, unseen.
         life.created = True
         try:
-            await self._control.start(
-                JOB,
-                config,
-                rootfs=ends.rootfs,
-                streams=ends.streams,
-                within_s=self._start_timeout_s,
+            await self._containers.start(
+                JOB, spec, streams=ends.streams, within_s=self._start_timeout_s
             )
         except TimeoutError:
             stop.request("start_timeout")
-        except ControlError as error:
+        except RefusedError as error:
             # As `runsc run` words it.
             self._trouble = (f"starting sandbox: {error.words}",)
             life.created = False
             life.ended = time.monotonic()
-        except ControlLostError as error:
+        except SandboxLostError as error:
             self._trouble = (str(error),)
-            self._absent = isinstance(error, ControlAbsentError)
+            self._gone = isinstance(error, SandboxGoneError)
             life.ended = time.monotonic()
         else:
             life.running = time.monotonic()
@@ -191,10 +194,10 @@ class WarmStart:
 
     async def _wait(self, limits: EffectiveLimits, life: Life) -> None:
         try:
-            self._wait_status = await self._control.wait(
+            self._wait_status = await self._containers.wait(
                 JOB, within_s=limits.wall_s + _AFTER_WALL_S
             )
-        except (ControlError, ControlLostError, TimeoutError) as error:
+        except (RefusedError, SandboxLostError, TimeoutError) as error:
             self._trouble = (str(error),)
         life.ended = time.monotonic()
 
@@ -227,9 +230,7 @@ class WarmStart:
 class _Ends:
     """The descriptors on both sides of a program. All are closed when ``files`` is."""
 
-    def __init__(self, files: ExitStack, rootfs: Path, *, stdin: bool) -> None:
-        self.rootfs = os.open(rootfs, os.O_RDONLY)
-        files.callback(os.close, self.rootfs)
+    def __init__(self, files: ExitStack, *, stdin: bool) -> None:
         nothing = os.open(os.devnull, os.O_RDONLY)
         files.callback(os.close, nothing)
         self.stdin = files.enter_context(Pipe(parent="write")) if stdin else None
