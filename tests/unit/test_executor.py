@@ -44,6 +44,7 @@ REPORT = Report(
     start_s=1.0,
     run_s=2.0,
     teardown_s=3.0,
+    timing_unreliable=False,
     termination=None,
     leftovers=(),
     sandbox="corral-0123456789abcdef",

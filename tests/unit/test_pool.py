@@ -39,6 +39,7 @@ COLD = Report(
     start_s=0,
     run_s=0,
     teardown_s=0,
+    timing_unreliable=False,
     termination=None,
     leftovers=(),
     sandbox="corral-one",

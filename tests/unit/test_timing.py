@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from corral_worker.executor.timing import Strain, is_unreliable, read_strain
+from corral_worker.sandbox.timing import Strain, is_unreliable, read_strain
 
 START = Strain(
     at_s=100.0, waiting_s=50.0, stalled_s=5.0, processors_s=1000.0, idle_s=500.0, stolen_s=10.0

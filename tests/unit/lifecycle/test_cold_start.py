@@ -77,6 +77,7 @@ def test_a_sentry_cannot_have_a_program_begin_before_its_sandbox(runsc: Runsc) -
         Stop(),
         LogBook(errors=(), panic="", wait_status=0, begun=True, run_s=3e11),
         streams=(life.stdout.captured(), life.stderr.captured()),
+        strain=(None, None),
         counters=Counters(cpu_s=0, peak_memory_bytes=0, peak_tasks=None, oom_kills=0),
         host_limits=HostLimits(memory_bytes=1, swap_bytes=0, cpus=1, tasks=1),
         start="cold",

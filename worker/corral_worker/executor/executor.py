@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime as dt
 import socket
-import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Protocol
@@ -27,8 +26,6 @@ from corral import (
     Result,
     Usage,
 )
-from corral_worker.executor.timing import Strain, is_unreliable, read_strain
-from corral_worker.process.thread import in_thread
 from corral_worker.sandbox.lifecycle import Sandboxes
 from corral_worker.sandbox.outcome import Ending
 from corral_worker.sandbox.report import Report
@@ -185,7 +182,6 @@ class Executor:
             await attempt.begin()
         if stop.cause == "cancelled":
             return Result(outcome=Outcome.CANCELLED, labels=job.labels)
-        before = await _strain()
         report = await self._sandboxes.run(job, limits, image.rootfs, stop)
         if isinstance(report.ending, CorralError):
             raise report.ending
@@ -195,7 +191,6 @@ class Executor:
             report.ending,
             limits=limits,
             queued_s=queued_s,
-            timing_unreliable=is_unreliable(before, await _strain()),
             started_at=began + dt.timedelta(seconds=report.start_s),
             provenance=Provenance(
                 image_digest=image.digest,
@@ -209,10 +204,6 @@ class Executor:
         )
 
 
-async def _strain() -> Strain | None:
-    return await in_thread(read_strain, time.monotonic())
-
-
 def _result(
     job: Job,
     report: Report,
@@ -220,7 +211,6 @@ def _result(
     *,
     limits: EffectiveLimits,
     queued_s: float,
-    timing_unreliable: bool,
     started_at: dt.datetime,
     provenance: Provenance,
 ) -> Result:
@@ -247,7 +237,7 @@ def _result(
             run_s=report.run_s,
             teardown_s=report.teardown_s,
         ),
-        timing_unreliable=timing_unreliable,
+        timing_unreliable=report.timing_unreliable,
         limits=limits,
         host_limits=report.host_limits,
         termination=report.termination,

@@ -83,6 +83,11 @@ class BoundedOutput:
         if self._file is not None:
             self._file.close()
 
+    @property
+    def on_disk(self) -> bool:
+        """Whether some of it has been written to the spool."""
+        return self._file is not None
+
     def feed(self, chunk: bytes) -> None:
         """Take the next bytes of the stream."""
         if self._spool is not None:
@@ -103,7 +108,7 @@ class BoundedOutput:
             await in_thread(self._write_out, self._spool.directory, limiter=self._spool.writers)
 
     def captured(self) -> Captured:
-        """Return what was kept so far. Reads the spool: call it in a thread if there is one.
+        """Return what was kept so far. What is :attr:`on_disk` is read: call it in a thread.
 
         Raises:
             OSError: the disk fails.

@@ -41,6 +41,7 @@ from corral_worker.sandbox.report import Report, report
 from corral_worker.sandbox.runsc import Runsc
 from corral_worker.sandbox.runsc_errors import RunscError
 from corral_worker.sandbox.stop import Stop
+from corral_worker.sandbox.timing import Strain, read_strain
 from corral_worker.sandbox.verbs import Run
 
 _DRAIN_WITHIN_S = 1.0
@@ -111,14 +112,15 @@ class ColdStart:
             life = Life(limits, self._runsc.state(place.id), place.spool)
             stack.enter_context(life.stdout)
             stack.enter_context(life.stderr)
-            host_limits = await self._make(place, job, limits, rootfs)
+            host_limits, before = await self._make(place, job, limits, rootfs)
             with host_failures(life):
                 await self._live(place, job, limits, life, stop)
-                book, counters, streams, alive = await in_thread(
+                book, counters, streams, after, alive = await in_thread(
                     lambda: (
                         place.log_book(life.notes),
                         place.counters(),
                         (life.stdout.captured(), life.stderr.captured()),
+                        read_strain(time.monotonic()),
                         place.cgroup.processes(),
                     )
                 )
@@ -130,6 +132,7 @@ class ColdStart:
             stop,
             book,
             streams=streams,
+            strain=(before, after),
             counters=counters,
             host_limits=host_limits,
             start="cold",
@@ -154,9 +157,11 @@ class ColdStart:
 
     async def _make(
         self, place: Place, job: Job, limits: EffectiveLimits, rootfs: Path
-    ) -> HostLimits:
+    ) -> tuple[HostLimits, Strain | None]:
         try:
-            return await in_thread(place.make, job, limits, rootfs)
+            return await in_thread(
+                lambda: (place.make(job, limits, rootfs), read_strain(time.monotonic()))
+            )
         except CgroupError as error:
             raise ErrSandboxCreationFailed(
                 "the job's limits cannot be enforced on this host", detail=str(error)

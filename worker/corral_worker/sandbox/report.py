@@ -15,6 +15,7 @@ from corral_worker.sandbox.ladder import Life, certificate
 from corral_worker.sandbox.outcome import Ending, Evidence, decide
 from corral_worker.sandbox.place import LogBook
 from corral_worker.sandbox.stop import Stop
+from corral_worker.sandbox.timing import Strain, is_unreliable
 
 Start = Literal["cold", "warm"]
 
@@ -34,6 +35,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     run_s: float
     teardown_s: float
     """Seconds from its end until the sandbox was dead."""
+    timing_unreliable: bool
+    """Whether the host was too busy for these times to be the program's own."""
     termination: Termination | None
     leftovers: tuple[str, ...]
     """What could not be removed from the host, as far as that is known yet."""
@@ -48,6 +51,7 @@ def report(
     book: LogBook,
     *,
     streams: tuple[Captured, Captured],
+    strain: tuple[Strain | None, Strain | None],
     counters: Counters,
     host_limits: HostLimits,
     start: Start,
@@ -90,6 +94,7 @@ def report(
         start_s=running - life.began,
         run_s=run_s if started else 0.0,
         teardown_s=now - running - run_s,
+        timing_unreliable=is_unreliable(*strain),
         termination=certificate(ending, stop, life),
         leftovers=leftovers,
         sandbox=sandbox,

@@ -13,6 +13,7 @@ import anyio
 import msgspec
 
 from corral import EffectiveLimits, ErrSandboxCreationFailed, HostLimits, Job
+from corral_worker.process.capture import Captured
 from corral_worker.process.child import ChildProcess
 from corral_worker.process.output import Pipe, drain
 from corral_worker.process.thread import in_thread
@@ -36,6 +37,7 @@ from corral_worker.sandbox.place import LogBook, Place
 from corral_worker.sandbox.report import Report, report
 from corral_worker.sandbox.runsc import Runsc
 from corral_worker.sandbox.stop import Stop
+from corral_worker.sandbox.timing import Strain, read_strain
 
 JOB = "job"
 """Id of the job's container: in its own sandbox, so it need not differ from others."""
@@ -79,6 +81,7 @@ class WarmStart:
         self._trouble: tuple[str, ...] = ()
         self._gone = False
         self._dead = False
+        self._last: tuple[Counters, Strain | None] | None = None
 
     async def run(self, job: Job, limits: EffectiveLimits, rootfs: Path, stop: Stop) -> Report:
         """Run a program to its end, and return when the sandbox is dead. Only to be called once.
@@ -94,7 +97,7 @@ class WarmStart:
         """
         place = self._place
         life = Life(limits, self._runsc.state(place.id), place.spool)
-        host_limits, before = await self._hand_over(limits)
+        host_limits, before, strain = await self._hand_over(limits)
 
         def counters() -> Counters:
             return _since(before, place.counters())
@@ -103,19 +106,16 @@ class WarmStart:
             await self._live(job, limits, rootfs, life, counters, stop)
             if self._gone:
                 raise SandboxGoneError(*self._trouble)
-            book, used, streams = await in_thread(
-                lambda: (
-                    self._log_book(),
-                    counters(),
-                    (life.stdout.captured(), life.stderr.captured()),
-                )
-            )
+            last = self._last
+            used, after = last if last else await in_thread(self._last_look, life, counters)
+            book, streams = await self._evidence(life)
         return report(
             place.id,
             life,
             stop,
             book,
             streams=streams,
+            strain=(strain, after),
             counters=used,
             host_limits=host_limits,
             start="warm",
@@ -158,12 +158,16 @@ class WarmStart:
                 finally:
                     ends.close_theirs()
                     with anyio.move_on_after(_END_WITHIN_S, shield=True):
-                        await self._end(life, stop)
+                        await self._end(life, counters, stop)
                 drains.cancel_scope.deadline = anyio.current_time() + _DRAIN_WITHIN_S
 
-    async def _hand_over(self, limits: EffectiveLimits) -> tuple[HostLimits, Counters]:
+    async def _hand_over(
+        self, limits: EffectiveLimits
+    ) -> tuple[HostLimits, Counters, Strain | None]:
         try:
-            return await in_thread(self._place.hand_over, limits)
+            return await in_thread(
+                lambda: (*self._place.hand_over(limits), read_strain(time.monotonic()))
+            )
         except CgroupError as error:
             raise ErrSandboxCreationFailed(
                 "the job's limits cannot be enforced on this host", detail=str(error)
@@ -201,15 +205,29 @@ class WarmStart:
             self._trouble = (str(error),)
         life.ended = time.monotonic()
 
-    async def _end(self, life: Life, stop: Stop) -> None:
+    async def _end(self, life: Life, counters: Callable[[], Counters], stop: Stop) -> None:
         if life.ended is None:
             created, running = life.created, life.running
             await Ladder(self._runsc).end(self._place, self._child, life, stop)
             # What the ladder sees running is the program that waited.
             life.created, life.running = created, running
             self._dead = life.dead_at is not None
-        else:
-            self._dead = await in_thread(kill_until_empty, self._place.cgroup)
+        self._last = await in_thread(self._last_look, life, counters)
+
+    def _last_look(
+        self, life: Life, counters: Callable[[], Counters]
+    ) -> tuple[Counters, Strain | None]:
+        """Make sure that the sandbox is dead, and return what it used."""
+        if life.killed is None:
+            self._dead = kill_until_empty(self._place.cgroup)
+        return counters(), read_strain(time.monotonic())
+
+    async def _evidence(self, life: Life) -> tuple[LogBook, tuple[Captured, Captured]]:
+        def read() -> tuple[LogBook, tuple[Captured, Captured]]:
+            return self._log_book(), (life.stdout.captured(), life.stderr.captured())
+
+        on_disk = self._wait_status is None or life.stdout.on_disk or life.stderr.on_disk
+        return await in_thread(read) if on_disk else read()
 
     def _log_book(self) -> LogBook:
         """Return the evidence: the program's own end, or what is known of the sandbox's."""
