@@ -42,7 +42,6 @@ class CgroupV2:
 
     def __init__(self, mount: Path, path: str) -> None:
         self._path = path
-        self._mount = mount
         self._directory = mount / path.lstrip("/")
 
     @property

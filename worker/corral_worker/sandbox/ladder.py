@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Literal
 
 import anyio
@@ -35,11 +36,13 @@ _LAST_WORDS_WITHIN_S = 0.5
 _REAP_WITHIN_S = 1.0
 _LOOK_AGAIN_S = 0.1
 
-_REQUESTED_BY: Mapping[KillCause, Literal["caller", "worker"]] = {
-    "cancelled": "caller",
-    "shutdown": "worker",
-    "start_timeout": "worker",
-}
+_REQUESTED_BY: Mapping[KillCause, Literal["caller", "worker"]] = MappingProxyType(
+    {
+        "cancelled": "caller",
+        "shutdown": "worker",
+        "start_timeout": "worker",
+    }
+)
 
 
 class Life:
