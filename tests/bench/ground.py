@@ -81,7 +81,9 @@ class Ground:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
-            self._processes.remove(process)
+            # It may be stopped twice, by whoever is interrupted and then by the end of all.
+            if process in self._processes:
+                self._processes.remove(process)
 
     def close(self) -> None:
         """Leave nothing on the host."""

@@ -21,6 +21,7 @@ from corral_worker.admission.tasks import TaskRoom
 from corral_worker.process.reaping import reaping
 from corral_worker.sandbox.cgroup import remove_below
 from corral_worker.sandbox.cgroup_host import CgroupHost
+from corral_worker.sandbox.containers import SandboxGoneError
 from corral_worker.sandbox.lifecycle import ColdStart
 from corral_worker.sandbox.outcome import Ending
 from corral_worker.sandbox.report import Report
@@ -145,6 +146,7 @@ def test_a_program_that_runs_when_there_are_no_more_threads_is_killed_all_the_sa
     assert report.leftovers == ()
 
 
+@pytest.mark.parametrize("way", ["control_socket"], indirect=True)
 def test_a_sandbox_that_waits_needs_no_more_tasks_of_the_worker(
     prepare: Prepare, runsc: Runsc, cgroups: CgroupHost, rootfs: Path, tasks: Tasks
 ) -> None:
@@ -158,3 +160,17 @@ def test_a_sandbox_that_waits_needs_no_more_tasks_of_the_worker(
 
     assert report.ending == DONE
     assert report.stdout.data == b"hello\n"
+
+
+@pytest.mark.parametrize("way", ["command_line"], indirect=True)
+def test_without_a_task_for_runsc_nothing_is_started_in_a_sandbox_that_waits(
+    prepare: Prepare, rootfs: Path, tasks: Tasks
+) -> None:
+    async def warm() -> None:
+        limits = EffectiveLimits(wall_s=50)
+        async with reaping(), ready(prepare, limits) as prepared, prepared.taken() as start:
+            tasks.leave(0)
+            await start.run(HELLO, limits, rootfs, Stop())
+
+    with pytest.RaisesGroup(SandboxGoneError, flatten_subgroups=True):
+        anyio.run(warm)

@@ -107,7 +107,9 @@ class WarmStart:
             if self._gone:
                 raise SandboxGoneError(*self._trouble)
             last = self._last
-            used, after = last if last else await in_thread(self._last_look, life, counters)
+            if last is None:
+                last = await in_thread(self._last_look, life, counters)
+            used, after = last
             book, streams = await self._evidence(life)
         return report(
             place.id,
