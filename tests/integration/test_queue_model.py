@@ -184,6 +184,7 @@ class Sequences(RuleBasedStateMachine):
         assert abs(actual - tenant.vt) <= 1
         one.charged = charged
         tenant.vt = actual
+        self.most_charge = max(self.most_charge, tenant.cost(charged))
 
     @rule(one=consumes(held), final=st.booleans(), forgive=st.booleans())
     def end(self, one: Held, final: bool, forgive: bool) -> None:  # noqa: FBT001 - hypothesis'
@@ -231,6 +232,8 @@ class Sequences(RuleBasedStateMachine):
             <= math.floor(tenant.estimate * 0.8 + most * 0.2 + 0.5)
         )
         tenant.vt, tenant.estimate = actual, estimate
+        # On a machine that stands still a job holds its place for longer than was estimated.
+        self.most_charge = max(self.most_charge, tenant.cost(most))
 
     @rule(job_id=jobs)
     def cancel(self, job_id: str) -> None:
