@@ -28,10 +28,8 @@ from bench.latency import Latency
 from bench.throughput import Throughput
 
 _QUICK = ("latency", "throughput")
-_SECTIONS = (*_QUICK, "ends", "output", "many", "flood")
+_SECTIONS = (*_QUICK, "ends", "output", "many", "crowd")
 _KILLS = 20
-_COLD_STARTS_PER_S = 4.0
-"""So many at least, on a slow machine: to know when all jobs run."""
 
 
 async def measure(
@@ -64,8 +62,8 @@ async def measure(
             figures |= await burden.output(on, bares, runs=3)
         if "many" in sections:
             figures |= await burden.many(on)
-        if "flood" in sections:
-            figures |= await burden.flood(on, jobs_per_s=_COLD_STARTS_PER_S)
+        if "crowd" in sections:
+            figures |= await burden.crowd(on)
     return figures
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 import anyio
 from bench.bare import PROGRAMS, Bare
@@ -13,20 +14,26 @@ from bench.served import Plan, Served, serving
 from corral import Job, Limits, SubmittedJob
 
 _MANY = 256
-_STEPS = (1, 16, 64, _MANY)
+_STEPS = (1, 8, 32)
+"""As many as two processors stand: each sandbox takes a twentieth of one, whatever it does."""
 _RUNNING_WITHIN_S = 400.0
 _WATCHED_S = 5.0
-_FLOODED_S = 15.0
+_FLOODED_S = 20.0
 _OUTPUT_MB = 100.0
-_MANY_PLAN = Plan(
+_MANY_PLAN = Plan(slots=_MANY, warm=0)
+_CROWD_PLAN = Plan(
     slots=_MANY,
     warm=0,
-    # So many start at one time that each takes long.
-    environ={"CORRAL_START_TIMEOUT_S": "600", "CORRAL_LEASE_S": "60"},
+    environ={
+        "CORRAL_RUNSC_PATH": str(Path(__file__).with_name("stand_in")),
+        # So many start at one time that each takes long.
+        "CORRAL_START_TIMEOUT_S": "600",
+        "CORRAL_LEASE_S": "60",
+    },
 )
 _LIMITS = Limits(wall_s=900)
 _SLEEPER = Job(argv=("sleep", "800"), image="base", limits=_LIMITS)
-_FLOOD = "while [ $(date +%s) -lt {at:.0f} ]; do sleep 1; done; exec yes"
+_FLOOD = Job(argv=("yes",), image="base", limits=_LIMITS)
 
 
 async def output(ground: Ground, bares: dict[str, Bare], *, runs: int) -> Figures:
@@ -79,19 +86,32 @@ async def many(ground: Ground) -> Figures:
     return figures
 
 
-async def flood(ground: Ground, *, jobs_per_s: float) -> Figures:
-    """Measure the worker's peak memory while as many jobs as can be write all they can."""
-    async with serving(ground, {"flood": _MANY_PLAN}) as served:
-        worker = served["flood"]
-        at = time.time() + 30 + 1.5 * _MANY / jobs_per_s
-        job = Job(argv=("sh", "-c", _FLOOD.format(at=at)), image="base", limits=_LIMITS)
-        jobs = await worker.client.submit_many([job] * _MANY, tenant="bench")
-        await _running(worker, _MANY)
-        before = worker.memory_mb()
-        await anyio.sleep(max(0.0, at - time.time()) + _FLOODED_S)
-        peak = worker.peak_memory_mb()
-        await _cancel(jobs)
-        return {"worker_mb_256_silent": round(before, 1), "worker_peak_mb_256": round(peak, 1)}
+async def crowd(ground: Ground) -> Figures:
+    """Measure a worker with as many jobs as it can have: those that sleep, then those that flood.
+
+    What it runs is a stand-in for runsc: these are the worker's own costs.
+    """
+    figures: Figures = {}
+    async with serving(ground, {"crowd": _CROWD_PLAN}) as served:
+        worker = served["crowd"]
+        for kind, job in (("sleeping", _SLEEPER), ("flooding", _FLOOD)):
+            jobs = await worker.client.submit_many([job] * _MANY, tenant="bench")
+            await _running(worker, _MANY)
+            worker.forget_peak()
+            before = worker.spent()
+            await anyio.sleep(_FLOODED_S)
+            spent = worker.spent().since(before)
+            figures[f"worker_mb_{_MANY}_{kind}"] = round(worker.memory_mb(), 1)
+            figures[f"worker_cpu_ms_per_s_{_MANY}_{kind}"] = round(
+                1000 * spent.worker / _FLOODED_S, 1
+            )
+            if kind == "flooding":
+                figures[f"worker_peak_mb_{_MANY}"] = round(worker.peak_memory_mb(), 1)
+            await _cancel(jobs)
+            figures[f"worker_peak_mb_{_MANY}_{kind}_ended_at_once"] = round(
+                worker.peak_memory_mb(), 1
+            )
+    return figures
 
 
 async def _running(worker: Served, count: int) -> None:
