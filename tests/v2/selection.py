@@ -37,7 +37,7 @@ RUN: Final = (
     "tests/live/test_stopping.py::test_a_sandbox_that_is_being_started_can_be_cancelled_at_any_moment",
     "tests/live/test_on_the_host.py::test_no_process_of_a_sandbox_is_root_on_the_host_or_has_a_capability",
     "tests/live/test_reaper.py::test_a_version_2_cgroup_is_killed_as_a_whole_and_removed",
-    "tests/live/test_hanging_warm.py::test_a_job_is_cancelled_whatever_of_its_sandbox_is_stopped[both]",
+    "tests/live/test_hanging_warm.py::test_a_job_is_cancelled_whatever_of_its_sandbox_is_stopped",
     "tests/live/test_want_of_tasks.py::test_a_program_that_runs_when_there_are_no_more_threads_is_killed_all_the_same",
     "tests/live/worker/test_on_its_host.py::test_a_worker_in_a_delegated_cgroup_keeps_to_it",
     "tests/live/test_warm.py::test_limits_are_the_jobs_own_and_read_back",
