@@ -33,10 +33,9 @@ _KILLS = 20
 
 
 async def measure(
-    on: Ground, sections: Sequence[str], *, quick: bool, with_bindings: bool
-) -> Figures:
-    """Measure the sections named, and return their figures."""
-    figures: Figures = {"load_before": round(os.getloadavg()[0], 1), "processors": os.cpu_count()}
+    on: Ground, figures: Figures, sections: Sequence[str], *, quick: bool, with_bindings: bool
+) -> None:
+    """Measure the sections named, and add their figures."""
     bares = {"bare_dir": Bare(on, "dir"), "bare_erofs": Bare(on, "erofs")}
     for bare in bares.values():
         await bare.prepare()
@@ -64,7 +63,6 @@ async def measure(
             figures |= await burden.many(on)
         if "crowd" in sections:
             figures |= await burden.crowd(on)
-    return figures
 
 
 def main() -> None:
@@ -79,13 +77,20 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     began = time.monotonic()
-    with ground() as on:
-        figures = anyio.run(
-            lambda: measure(on, sections, quick=options.quick, with_bindings=options.bindings)
-        )
-    figures["took_s"] = round(time.monotonic() - began, 1)
-    options.json.parent.mkdir(parents=True, exist_ok=True)
-    options.json.write_bytes(msgspec.json.format(msgspec.json.encode(figures), indent=2) + b"\n")
+    figures: Figures = {"load_before": round(os.getloadavg()[0], 1), "processors": os.cpu_count()}
+    try:
+        with ground() as on:
+            anyio.run(
+                lambda: measure(
+                    on, figures, sections, quick=options.quick, with_bindings=options.bindings
+                )
+            )
+    finally:
+        # What was measured before something failed took its time, too.
+        figures["took_s"] = round(time.monotonic() - began, 1)
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        written = msgspec.json.format(msgspec.json.encode(figures), indent=2)
+        options.json.write_bytes(written + b"\n")
     for line in table(figures):
         sys.stdout.write(line + "\n")
 
