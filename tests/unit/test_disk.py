@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import anyio
 import anyio.abc
@@ -14,6 +15,7 @@ import pytest
 
 from corral import EffectiveLimits
 from corral_worker.sandbox import disk
+from corral_worker.sandbox import enforce as enforcing
 from corral_worker.sandbox.cgroup import Counters
 from corral_worker.sandbox.control import ControlSocket
 from corral_worker.sandbox.disk import SLACK_BYTES
@@ -181,3 +183,27 @@ async def test_a_sandbox_that_does_not_answer_delays_no_other_limit(socket: Path
             )
 
     assert stop.cause == "wall_timeout"
+
+
+@pytest.mark.parametrize(
+    ("memory_bytes", "pauses"),
+    [(4 * MIB, [1, 2, 4, 5, 5]), (6 * MIB, [1, 1, 1, 1, 1])],
+)
+async def test_a_program_with_little_memory_is_looked_at_more_seldom(
+    memory_bytes: int, pauses: list[int], socket: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slept: list[float] = []
+    stop = Stop()
+
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        if len(slept) == len(pauses):
+            stop.request("cancelled")
+
+    monkeypatch.setattr(enforcing, "_LOOK_S", 1.0)
+    monkeypatch.setattr(enforcing, "_SELDOM_S", 5.0)
+    monkeypatch.setattr(enforcing, "anyio", SimpleNamespace(sleep=sleep))
+
+    await enforce_disk(Sandbox(memory_bytes), socket, stop)
+
+    assert [round(seconds) for seconds in slept] == pauses

@@ -35,6 +35,10 @@ class DiskLimit:
         self._control = control
         self._log = structlog.get_logger()
 
+    def is_near(self, used: Counters) -> bool:
+        """Return whether the sandbox has half of the memory that too many files would take."""
+        return 2 * used.memory_bytes > self._most
+
     async def look(self, used: Counters, *, within_s: float) -> KillCause | None:
         """Return why the sandbox must end now, if it must; what does not answer need not yet."""
         # Files lie in memory: as long as there is less of that, nobody need be asked.

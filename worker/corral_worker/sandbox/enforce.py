@@ -15,6 +15,8 @@ from corral_worker.sandbox.disk import DiskLimit
 from corral_worker.sandbox.stop import Stop
 
 _LOOK_S = 0.2
+_SELDOM_S = 1.0
+"""While a program has little, a look at it is worth less than what many of them cost together."""
 _LOOK_CLOSELY_S = 0.02
 
 
@@ -39,9 +41,10 @@ async def enforce(
     wall_at = since + limits.wall_s
     # Below its rate limit the program cannot use its processor time up any sooner.
     cpu_at = since + limits.cpu_time_s / limits.cpus
+    look_s = _LOOK_S
     while stop.cause is None:
         now = time.monotonic()
-        await anyio.sleep(max(0.0, min(wall_at, cpu_at, now + _LOOK_S) - now))
+        await anyio.sleep(max(0.0, min(wall_at, cpu_at, now + look_s) - now))
         now = time.monotonic()
         if now >= wall_at:
             stop.request("wall_timeout")
@@ -52,6 +55,7 @@ async def enforce(
             stop.request("cpu_timeout")
             return
         cpu_at = now + max(cpu_left_s / limits.cpus, _LOOK_CLOSELY_S)
+        look_s = _LOOK_S if disk.is_near(used) else min(2 * look_s, _SELDOM_S)
         # Whatever the sandbox takes to answer, the other limits hold meanwhile.
         cause = await disk.look(used, within_s=min(wall_at, cpu_at) - time.monotonic())
         if cause is not None:
