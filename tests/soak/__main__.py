@@ -156,7 +156,12 @@ class Soak:
 
     async def _cancel(self, entry: Entry, submitted: SubmittedJob, after_s: float) -> None:
         await anyio.sleep(after_s)
-        entry.cancelled = await submitted.cancel(timeout=RESULT_WITHIN_S)
+        with anyio.fail_after(RESULT_WITHIN_S):
+            while entry.cancelled is None:
+                try:
+                    entry.cancelled = await submitted.cancel(timeout=RESULT_WITHIN_S)
+                except ErrDaemonUnavailable:
+                    self.unanswered += 1
 
     async def _kill(self) -> None:
         """Kill what is to be killed, each at a share of the jobs done."""
@@ -226,7 +231,7 @@ def report(soak: Soak, told: collections.Counter[str]) -> tuple[dict[str, object
         "jobs": len(entries),
         "endings": dict(ways.most_common()),
         "killed": dict(soak.killed),
-        "unanswered_submits": soak.unanswered,
+        "unanswered_calls": soak.unanswered,
         "kill_latency_p50_ms": round(percentile(deaths, 0.5), 1),
         "kill_latency_p99_ms": round(percentile(deaths, 0.99), 1),
     }
