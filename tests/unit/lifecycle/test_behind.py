@@ -7,6 +7,7 @@ import threading
 from pathlib import Path
 
 import anyio.abc
+from structlog.testing import capture_logs
 from support.cold_starts import HOLDINGS, JOB, LIMITS, ROOTFS, SOON_S, Cgroup, Cgroups, left
 
 from corral import Outcome
@@ -65,3 +66,21 @@ async def test_a_result_waits_for_the_end_of_what_outlived_the_program(
 
     assert report.ending == Ending(outcome=Outcome.EXITED, exit_code=0)
     assert report.leftovers == ()
+
+
+async def test_a_removal_that_fails_is_logged_and_takes_nothing_along(
+    runsc: Runsc, cgroup: Cgroup, runs: Path
+) -> None:
+    def fails() -> None:
+        raise ValueError("a mistake of ours")
+
+    cgroup.on_remove = fails
+    with capture_logs() as logs:
+        async with behind() as tasks:
+            sandboxes = removing_behind(runsc, cgroup, runs, tasks)
+            reports = [await sandboxes.run(JOB, LIMITS, ROOTFS, Stop()) for _ in range(2)]
+
+    assert [report.ending for report in reports] == [
+        Ending(outcome=Outcome.EXITED, exit_code=0)
+    ] * 2
+    assert [entry["event"] for entry in logs] == ["sandbox.not_removed"] * 2

@@ -125,7 +125,7 @@ class ColdStart:
                     )
                 )
             if self._behind is not None and not alive:
-                self._behind.start_soon(stack.pop_all().aclose)
+                self._behind.start_soon(self._remove, place.id, stack.pop_all())
         return report(
             place.id,
             life,
@@ -139,6 +139,13 @@ class ColdStart:
             start_way="command_line",
             leftovers=tuple(leftovers),
         )
+
+    async def _remove(self, sandbox: str, owned: AsyncExitStack) -> None:
+        """Remove what nobody waits for: whatever fails here is no other job's trouble."""
+        try:
+            await owned.aclose()
+        except Exception:  # noqa: BLE001 - in a task group that all sandboxes share
+            self._log.exception("sandbox.not_removed", sandbox=sandbox)
 
     @asynccontextmanager
     async def place(self) -> AsyncIterator[tuple[Place, list[str]]]:
