@@ -45,8 +45,9 @@ def delegated() -> Iterator[list[Path]]:
     for service in services:
         service.mkdir(parents=True)
     yield services
-    for parent in parents:
-        remove_below(parent)
+    # runsc makes its own, of the same path, in the hierarchies that corral does not need.
+    for mount in {*mounts, *host._hierarchies.values()}:
+        remove_below(mount / host.parent.lstrip("/"))
 
 
 @pytest.mark.usefixtures("_cold")
