@@ -7,10 +7,13 @@ import signal
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
+from types import ModuleType
+from typing import Protocol
 
 import anyio
 
 from corral import EffectiveLimits, HostLimits, Job
+from corral_worker.sandbox import ladder
 from corral_worker.sandbox.cgroup import CgroupError, Counters, SandboxCgroup
 from corral_worker.sandbox.cgroup_host import CgroupHost
 from corral_worker.sandbox.holdings import Holdings
@@ -22,6 +25,14 @@ from corral_worker.sandbox.stop import Stop
 
 Script = Callable[[str, str], None]
 Verbs = Callable[[], list[str]]
+
+
+class GiveUpSoon(Protocol):
+    """Gives what never ends in a test little time; all else has what a slow machine needs."""
+
+    def __call__(self, *bounds: str, of: ModuleType = ladder) -> None:
+        """Name the bounds, and the module they are in."""
+
 
 JOB = Job(argv=("true",))
 LIMITS = EffectiveLimits(wall_s=60)

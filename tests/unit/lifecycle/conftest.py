@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import ModuleType
 
 import pytest
-from support.cold_starts import HOLDINGS, SOON_S, Cgroup, Cgroups
+from support.cold_starts import HOLDINGS, SOON_S, Cgroup, Cgroups, GiveUpSoon
 
 from corral_worker.sandbox import ladder, lifecycle
 from corral_worker.sandbox.lifecycle import ColdStart
@@ -32,15 +33,13 @@ def sandboxes(runsc: Runsc, cgroup: Cgroup, runs: Path) -> ColdStart:
 
 
 @pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Give everything that never ends little time."""
-    for name in ("_KILL_WITHIN_S", "_DELETE_WITHIN_S", "_EMPTY_WITHIN_S"):
-        monkeypatch.setattr(ladder, name, 0.3)
-    monkeypatch.setattr(lifecycle, "_REMOVE_WITHIN_S", 0.1)
-
-
-@pytest.fixture
-def _patient(_quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Give what does end all the time that a slow machine needs."""
-    for name in ("_KILL_WITHIN_S", "_EMPTY_WITHIN_S", "_LAST_WORDS_WITHIN_S"):
+def give_up_soon(monkeypatch: pytest.MonkeyPatch) -> GiveUpSoon:
+    for name in ("_KILL_WITHIN_S", "_DELETE_WITHIN_S", "_EMPTY_WITHIN_S", "_LAST_WORDS_WITHIN_S"):
         monkeypatch.setattr(ladder, name, SOON_S)
+    monkeypatch.setattr(lifecycle, "_REMOVE_WITHIN_S", SOON_S)
+
+    def shorten(*bounds: str, of: ModuleType = ladder) -> None:
+        for name in bounds:
+            monkeypatch.setattr(of, name, 0.3)
+
+    return shorten

@@ -19,6 +19,7 @@ from support.cold_starts import (
     SOON_S,
     Cgroup,
     Cgroups,
+    GiveUpSoon,
     Script,
     Verbs,
     left,
@@ -32,6 +33,7 @@ from corral import (
     HostLimits,
     Outcome,
 )
+from corral_worker.sandbox import lifecycle
 from corral_worker.sandbox.cgroup import CgroupError, Counters
 from corral_worker.sandbox.ladder import Life
 from corral_worker.sandbox.lifecycle import ColdStart
@@ -121,7 +123,7 @@ async def test_a_sandbox_that_fails_to_start_says_why_and_never_in_the_jobs_stde
 async def test_a_sandbox_that_breaks_while_the_program_runs_is_a_fault(
     sandboxes: ColdStart, runsc: Runsc, runs: Path, script: Script
 ) -> None:
-    script("run", "state running; echo before; sleep 0.1; echo 'panic: oops' >$panic; exit 2")
+    script("run", "note_begun; echo before; echo 'panic: oops' >$panic; exit 2")
 
     report = await sandboxes.run(JOB, LIMITS, ROOTFS, Stop())
 
@@ -185,8 +187,9 @@ async def test_a_bundle_that_cannot_be_written_is_told(
 
 
 async def test_what_could_not_be_removed_is_reported_and_logged(
-    sandboxes: ColdStart, cgroup: Cgroup
+    sandboxes: ColdStart, cgroup: Cgroup, give_up_soon: GiveUpSoon
 ) -> None:
+    give_up_soon("_REMOVE_WITHIN_S", of=lifecycle)
     cgroup.stays = CgroupError("cgroup /corral/one cannot be removed: busy")
 
     with capture_logs() as logs:
@@ -201,8 +204,11 @@ async def test_a_disk_too_full_for_large_output_is_the_hosts_fault(
     runsc: Runsc,
     runs: Path,
     script: Script,
+    give_up_soon: GiveUpSoon,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    give_up_soon("_LAST_WORDS_WITHIN_S")
+
     def full(**_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 

@@ -18,9 +18,9 @@ from support.cold_starts import (
     PROGRAM,
     ROOTFS,
     RUNS_FOR_EVER,
-    SOON_S,
     Cgroup,
     Cgroups,
+    GiveUpSoon,
     Script,
     Verbs,
     begun,
@@ -67,7 +67,6 @@ async def test_a_sandbox_that_was_ready_may_have_begun(
     assert report.ending.retry_safety == "unknown"
 
 
-@pytest.mark.usefixtures("_patient")
 async def test_a_running_sandbox_is_killed_by_runsc_and_by_its_cgroup_at_once(
     sandboxes: ColdStart, runsc: Runsc, runs: Path, verbs: Verbs, script: Script
 ) -> None:
@@ -99,8 +98,15 @@ async def test_a_running_sandbox_is_killed_by_runsc_and_by_its_cgroup_at_once(
     ids=["hangs", "does nothing", "knows nothing", "refuses", "crashes"],
 )
 async def test_a_runsc_that_cannot_kill_changes_nothing(
-    sandboxes: ColdStart, runsc: Runsc, runs: Path, script: Script, kill: str
+    sandboxes: ColdStart,
+    runsc: Runsc,
+    runs: Path,
+    script: Script,
+    give_up_soon: GiveUpSoon,
+    kill: str,
 ) -> None:
+    if kill == HANGS:
+        give_up_soon("_KILL_WITHIN_S")
     script("run", f"trap '' TERM INT HUP; {RUNS_FOR_EVER}")
     script("kill", kill)
 
@@ -134,7 +140,6 @@ async def test_a_kill_that_hangs_is_told_and_does_not_delay_the_death(
     assert "kill" in logs[0]["detail"]
 
 
-@pytest.mark.usefixtures("_patient")
 @pytest.mark.parametrize("refusal", [None, PermissionError("not in this namespace")])
 async def test_where_the_cgroup_cannot_be_killed_runsc_is_enough(
     sandboxes: ColdStart,
@@ -161,8 +166,14 @@ async def test_where_the_cgroup_cannot_be_killed_runsc_is_enough(
 
 
 async def test_where_neither_can_kill_the_process_is_killed(
-    sandboxes: ColdStart, runsc: Runsc, runs: Path, cgroup: Cgroup, script: Script
+    sandboxes: ColdStart,
+    runsc: Runsc,
+    runs: Path,
+    cgroup: Cgroup,
+    script: Script,
+    give_up_soon: GiveUpSoon,
 ) -> None:
+    give_up_soon("_EMPTY_WITHIN_S", "_LAST_WORDS_WITHIN_S")
     script("run", RUNS_FOR_EVER)
     script("kill", "exit 1")
     cgroup.on_kill = lambda: None
@@ -186,9 +197,9 @@ async def test_a_runsc_that_outlives_its_sandbox_is_killed_and_does_not_delay_th
     runsc: Runsc,
     runs: Path,
     script: Script,
-    monkeypatch: pytest.MonkeyPatch,
+    give_up_soon: GiveUpSoon,
 ) -> None:
-    monkeypatch.setattr(ladder, "_EMPTY_WITHIN_S", SOON_S)
+    give_up_soon("_LAST_WORDS_WITHIN_S")
     script("run", f"{PROGRAM} state running; trap '' TERM; while :; do sleep 1; done")
 
     report = await stopped(sandboxes, runsc)
@@ -206,10 +217,17 @@ async def test_a_runsc_that_outlives_its_sandbox_is_killed_and_does_not_delay_th
     assert left(runsc, runs) == []
 
 
-@pytest.mark.parametrize("delete", ["sleep 1000", "echo broken >&2; exit 1"])
+@pytest.mark.parametrize("delete", [HANGS, "echo broken >&2; exit 1"])
 async def test_a_delete_that_does_not_work_leaves_no_file_all_the_same(
-    sandboxes: ColdStart, runsc: Runsc, runs: Path, script: Script, delete: str
+    sandboxes: ColdStart,
+    runsc: Runsc,
+    runs: Path,
+    script: Script,
+    give_up_soon: GiveUpSoon,
+    delete: str,
 ) -> None:
+    if delete == HANGS:
+        give_up_soon("_DELETE_WITHIN_S")
     script("run", RUNS_FOR_EVER)
     script("kill", KILLS)
     script("delete", delete)
@@ -221,8 +239,13 @@ async def test_a_delete_that_does_not_work_leaves_no_file_all_the_same(
 
 
 async def test_a_sandbox_that_was_not_seen_dead_is_not_certified_so(
-    sandboxes: ColdStart, runsc: Runsc, cgroup: Cgroup, script: Script
+    sandboxes: ColdStart,
+    runsc: Runsc,
+    cgroup: Cgroup,
+    script: Script,
+    give_up_soon: GiveUpSoon,
 ) -> None:
+    give_up_soon("_EMPTY_WITHIN_S")
     script("run", RUNS_FOR_EVER)
     script("kill", KILLS)
     cgroup.others = {1}
@@ -249,7 +272,6 @@ async def test_a_limit_of_processor_time_is_watched(
     assert report.termination.requested_by == "limit"
 
 
-@pytest.mark.usefixtures("_patient")
 async def test_a_program_that_was_faster_than_its_killer_ended_by_itself(
     sandboxes: ColdStart, runsc: Runsc, cgroup: Cgroup, script: Script
 ) -> None:
@@ -282,8 +304,15 @@ async def test_a_stop_that_comes_after_the_end_is_not_its_cause(
 
 @pytest.mark.parametrize("kill", [KILLS, HANGS, "exit 1"])
 async def test_cancellation_ends_the_sandbox_before_it_is_passed_on(
-    sandboxes: ColdStart, runsc: Runsc, runs: Path, script: Script, kill: str
+    sandboxes: ColdStart,
+    runsc: Runsc,
+    runs: Path,
+    script: Script,
+    give_up_soon: GiveUpSoon,
+    kill: str,
 ) -> None:
+    if kill == HANGS:
+        give_up_soon("_KILL_WITHIN_S")
     script("run", f"trap '' TERM; {RUNS_FOR_EVER}")
     script("kill", kill)
 
