@@ -64,6 +64,12 @@ def test_the_tightest_cgroup_counts_be_it_its_own_or_one_above(
     assert room.left() == 10
 
 
+def test_a_limit_set_below_what_there_is_leaves_none(proc: Path) -> None:
+    limit(mounted(proc, "cgroup2", "") / "d" / "e", "1", 3)
+
+    assert TaskRoom(proc).left() == 0
+
+
 def test_another_hierarchy_of_version_1_does_not_count(proc: Path) -> None:
     mount = mounted(proc, "cgroup", "memory")
     limit(mount / "a" / "b", "60", 40)

@@ -28,7 +28,7 @@ class TaskRoom:
         """
         if not _can_start_thread():
             return 0
-        return min(self._numbers(), default=None)
+        return min((max(0, number) for number in self._numbers()), default=None)
 
     def _numbers(self) -> Iterator[int]:
         # What is not there is not known: each alone.
