@@ -70,7 +70,7 @@ async def test_what_runsc_left_behind_is_deleted(
     assert left(runsc, runs) == []
 
 
-def test_a_sentry_cannot_have_a_program_begin_before_its_sandbox(runsc: Runsc) -> None:
+async def test_a_sentry_cannot_have_a_program_begin_before_its_sandbox(runsc: Runsc) -> None:
     life = Life(LIMITS, runsc.state("corral-1"))
 
     told = report(

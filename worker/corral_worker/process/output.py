@@ -51,18 +51,13 @@ class Pipe:
 async def read_some(descriptor: int) -> bytes:
     """Return what a non-blocking descriptor holds, waiting for it; nothing at its end.
 
-    Cancellation loses nothing that was read.
+    What is there is returned at once: nothing else may run meanwhile. Cancellation loses
+    nothing that was read.
     """
-    try:
-        chunk = os.read(descriptor, _CHUNK)
-    except BlockingIOError:
-        while True:
-            await anyio.wait_readable(descriptor)
-            with suppress(BlockingIOError):
-                return os.read(descriptor, _CHUNK)
-    # A writer that is quicker than this reader must not have the event loop for itself.
-    await anyio.lowlevel.cancel_shielded_checkpoint()
-    return chunk
+    while True:
+        with suppress(BlockingIOError):
+            return os.read(descriptor, _CHUNK)
+        await anyio.wait_readable(descriptor)
 
 
 async def drain(
@@ -80,6 +75,8 @@ async def drain(
         feed(chunk)
         if settle is not None:
             await settle()
+        # A writer that is quicker than this reader must not have the event loop for itself.
+        await anyio.lowlevel.cancel_shielded_checkpoint()
 
 
 async def supply(descriptor: int, data: bytes) -> None:

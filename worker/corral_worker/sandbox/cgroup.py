@@ -114,21 +114,19 @@ def make(directory: Path) -> None:
     Raises:
         CgroupError: it is there already, or the kernel refuses.
     """
-    for attempt in range(_MAKE_ATTEMPTS):
-        try:
+    try:
+        for _ in range(_MAKE_ATTEMPTS):
+            with suppress(FileNotFoundError):
+                directory.mkdir()
+                return
+            # Another worker may remove it, empty as it is, before it is used.
             directory.parent.mkdir(parents=True, exist_ok=True)
-            directory.mkdir()
-        except FileNotFoundError:
-            # Another worker removed the parent, empty at that moment, in between.
-            if attempt + 1 < _MAKE_ATTEMPTS:
-                continue
-            raise CgroupError(f"cgroup {directory} cannot be made: its parent vanishes") from None
-        except OSError as error:
-            raise CgroupError(
-                f"cgroup {directory} cannot be made: {error.strerror}. The worker must run as"
-                " root, or in a delegated cgroup"
-            ) from error
-        return
+    except OSError as error:
+        raise CgroupError(
+            f"cgroup {directory} cannot be made: {error.strerror}. The worker must run as"
+            " root, or in a delegated cgroup"
+        ) from error
+    raise CgroupError(f"cgroup {directory} cannot be made: its parent vanishes")
 
 
 def wait_until_empty(cgroup: SandboxCgroup, within_s: float) -> bool:
@@ -226,7 +224,8 @@ def read(file: Path) -> str:
             a counter that was not read is not zero.
     """
     try:
-        return file.read_text()
+        with file.open("rb", buffering=0) as opened:
+            return opened.read().decode()
     except OSError as error:
         _gone_only(error)
         return ""
@@ -259,7 +258,8 @@ def write(file: Path, value: str) -> None:
         CgroupError: the kernel refuses the value, or there is no such file.
     """
     try:
-        file.write_text(value)
+        with file.open("wb", buffering=0) as opened:
+            opened.write(value.encode())
     except OSError as error:
         raise CgroupError(
             f"{file} does not take {value!r}: {error.strerror}. Is the controller enabled for"

@@ -34,7 +34,8 @@ _KILL_AGAIN_S = 0.01
 _LAST_WORDS_WITHIN_S = 0.5
 """Seconds that ``runsc run`` has to note the end of its sandbox; it needs up to 0.1."""
 _REAP_WITHIN_S = 1.0
-_LOOK_AGAIN_S = 0.1
+_LOOK_AGAIN_S = 0.5
+"""Seconds between two looks at the state file. Most often the log has told it long before."""
 
 _REQUESTED_BY: Mapping[KillCause, Literal["caller", "worker"]] = MappingProxyType(
     {
@@ -64,8 +65,8 @@ class Life:
         self.stderr = BoundedOutput(limits.output_bytes, spool)
         self.notes = Notes()
         self._begun = anyio.Event()
-        self.over = anyio.Event()
-        """Set once nothing is waited for any more but its end."""
+        self.patience = anyio.CancelScope()
+        """In which more of the log is waited for; cancelled at the end of the sandbox."""
 
     def note(self, chunk: bytes) -> None:
         """Take the next bytes of the log."""

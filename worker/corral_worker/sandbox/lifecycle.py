@@ -49,7 +49,7 @@ _DRAIN_WITHIN_S = 1.0
 _REMOVE_WITHIN_S = 3.0
 _TEARDOWN_WITHIN_S = 20.0
 """Longer than all rungs together: the last bound on any way out."""
-_GULP_S = 0.05
+_GULP_S = 0.1
 """While a sandbox boots some sixty notes come one by one: to read each by itself would cost more
 than all else. They bear their times, so that nothing is lost but the knowledge of it meanwhile."""
 
@@ -216,15 +216,15 @@ class ColdStart:
                     drains.start_soon(_take_notes, notes.ours, life)
                     try:
                         async with anyio.create_task_group() as tasks:
-                            tasks.start_soon(cancel_when_stopped, tasks.cancel_scope, stop)
-                            if stdin:
-                                tasks.start_soon(supply_and_close, stdin, job.stdin)
-                            tasks.start_soon(self._watch, place, limits, life, stop)
-                            life.status = await child.wait()
-                            life.ended = time.monotonic()
-                            tasks.cancel_scope.cancel()
+                            with stop.cancelling(tasks.cancel_scope):
+                                if stdin:
+                                    tasks.start_soon(supply_and_close, stdin, job.stdin)
+                                tasks.start_soon(self._watch, place, limits, life, stop)
+                                life.status = await child.wait()
+                                life.ended = time.monotonic()
+                                tasks.cancel_scope.cancel()
                     finally:
-                        life.over.set()
+                        life.patience.cancel()
                         with anyio.move_on_after(_TEARDOWN_WITHIN_S, shield=True):
                             await self._ladder.end(place, child, life, stop)
                     drains.cancel_scope.deadline = anyio.current_time() + _DRAIN_WITHIN_S
@@ -241,17 +241,12 @@ class ColdStart:
 
 
 async def _take_notes(descriptor: int, life: Life) -> None:
-    while chunk := await read_some(descriptor):
-        life.note(chunk)
-        if not life.notes.begun:
-            with anyio.move_on_after(_GULP_S):
-                await life.over.wait()
-
-
-async def cancel_when_stopped(scope: anyio.CancelScope, stop: Stop) -> None:
-    """Cancel a scope when the end of its sandbox is asked for."""
-    await stop.wait()
-    scope.cancel()
+    with life.patience:
+        while chunk := await read_some(descriptor):
+            life.note(chunk)
+            await anyio.sleep(_GULP_S)
+        return
+    await drain(descriptor, life.note)
 
 
 async def supply_and_close(stdin: Pipe, data: bytes) -> None:

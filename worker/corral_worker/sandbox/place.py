@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import shutil
 import time
 from contextlib import suppress
@@ -105,10 +106,11 @@ class Place:
         )
 
     def _write_bundle(self, config: dict[str, object]) -> None:
-        (self.bundle / ROOT_DIRECTORY).mkdir(parents=True, mode=0o700)
-        file = self.bundle / "config.json"
-        file.touch(mode=0o600, exist_ok=False)
-        file.write_bytes(msgspec.json.encode(config))
+        self.bundle.mkdir(parents=True)
+        (self.bundle / ROOT_DIRECTORY).mkdir(mode=0o700)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        with os.fdopen(os.open(self.bundle / "config.json", flags, 0o600), "wb") as file:
+            file.write(msgspec.json.encode(config))
 
     def counters(self) -> Counters:
         """Return what the kernel counted so far."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import anyio
 
@@ -14,6 +16,7 @@ class Stop:
 
     def __init__(self) -> None:
         self._event = anyio.Event()
+        self._scopes: list[anyio.CancelScope] = []
         self.cause: KillCause | None = None
         self.requested_at = 0.0
         """Monotonic seconds."""
@@ -24,7 +27,20 @@ class Stop:
             self.cause = cause
             self.requested_at = time.monotonic()
             self._event.set()
+            for scope in self._scopes:
+                scope.cancel()
 
     async def wait(self) -> None:
         """Wait until somebody asks."""
         await self._event.wait()
+
+    @contextmanager
+    def cancelling(self, scope: anyio.CancelScope) -> Iterator[None]:
+        """Cancel a scope when somebody asks before the block has ended, or has asked already."""
+        self._scopes.append(scope)
+        if self.cause is not None:
+            scope.cancel()
+        try:
+            yield
+        finally:
+            self._scopes.remove(scope)

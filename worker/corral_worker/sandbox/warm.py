@@ -31,7 +31,7 @@ from corral_worker.sandbox.enforce import enforce
 from corral_worker.sandbox.flood import OutputMeter
 from corral_worker.sandbox.host_failure import host_failures
 from corral_worker.sandbox.ladder import Ladder, Life, kill_until_empty
-from corral_worker.sandbox.lifecycle import cancel_when_stopped, supply_and_close
+from corral_worker.sandbox.lifecycle import supply_and_close
 from corral_worker.sandbox.notes import Notes
 from corral_worker.sandbox.place import LogBook, Place
 from corral_worker.sandbox.report import Report, report
@@ -146,17 +146,17 @@ class WarmStart:
                 )
                 try:
                     async with anyio.create_task_group() as tasks:
-                        tasks.start_soon(cancel_when_stopped, tasks.cancel_scope, stop)
-                        if stop.cause is None:
-                            spec = self._place.spec(job, limits, rootfs)
-                            await self._start(spec, ends, life, stop)
-                        if life.running is not None:
-                            if ends.stdin:
-                                tasks.start_soon(supply_and_close, ends.stdin, job.stdin)
-                            watch = partial(enforce, since=life.running)
-                            tasks.start_soon(watch, limits, counters, self._control, stop)
-                            await self._wait(limits, life)
-                        tasks.cancel_scope.cancel()
+                        with stop.cancelling(tasks.cancel_scope):
+                            if stop.cause is None:
+                                spec = self._place.spec(job, limits, rootfs)
+                                await self._start(spec, ends, life, stop)
+                            if life.running is not None:
+                                if ends.stdin:
+                                    tasks.start_soon(supply_and_close, ends.stdin, job.stdin)
+                                watch = partial(enforce, since=life.running)
+                                tasks.start_soon(watch, limits, counters, self._control, stop)
+                                await self._wait(limits, life)
+                            tasks.cancel_scope.cancel()
                 finally:
                     ends.close_theirs()
                     with anyio.move_on_after(_END_WITHIN_S, shield=True):
