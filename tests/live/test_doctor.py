@@ -137,7 +137,7 @@ def test_what_a_prover_left_that_was_killed_is_removed_by_the_next_doctor(
 ) -> None:
     prove = [sys.executable, "-m", "corral_worker", "doctor", "--prove"]
     with subprocess.Popen(
-        [*prove, "--only", "ignores_signals", "--slowness", "100"], env=environ
+        [*prove, "--only", "ignores_signals", "--slowness", "30"], env=environ
     ) as prover:
         wait_until(
             lambda: any(

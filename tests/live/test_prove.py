@@ -21,7 +21,7 @@ from msgspec import structs
 from corral import EffectiveLimits, HostLimits, Job
 from corral_worker.executor.executor import Runtime
 from corral_worker.images.store import ImageStore
-from corral_worker.prove.attack import Attack, Scene
+from corral_worker.prove.attack import Scene
 from corral_worker.prove.campaign import Campaign
 from corral_worker.prove.catalog import ATTACKS
 from corral_worker.prove.lures import Lures, lures
@@ -346,21 +346,3 @@ async def test_a_death_that_was_not_seen_is_found(prove: Prove, sandboxes: ColdS
     (proof,) = (await prove(run, "ignores_signals")).values()
 
     assert proof.complaints == ("it was not seen dead",)
-
-
-async def test_a_reader_that_was_never_stopped_proves_nothing(
-    python_rootfs: Path, directory: Path, cgroups: CgroupHost, sandboxes: ColdStart, out: Lures
-) -> None:
-    ground = Ground(
-        images=ImageStore(python_rootfs.parents[2]),
-        sandboxes=sandboxes,
-        runtime=Runtime(runsc_version="any", platform="systrap"),
-        state_dir=directory,
-        cgroup_parent=cgroups.parent,
-    )
-    (stopped,) = (each for each in ATTACKS if each.name == "stopped_reader")
-    attack: Attack = structs.replace(stopped, stall_s=0.0)
-
-    (proof,) = await Prover(ground, out, at_once=1).prove([attack])
-
-    assert "nobody stopped reading" in complaints(proof)

@@ -26,6 +26,7 @@ from corral_worker.doctor.check import Examined, examine
 from corral_worker.doctor.checkup import checks
 from corral_worker.doctor.configuration import Configuration, read_configuration
 from corral_worker.doctor.finding import Finding, Status
+from corral_worker.prove.attack import MOST_SLOWNESS
 
 _STYLES: Mapping[Status, str] = MappingProxyType(
     {"ok": "green", "warn": "yellow", "fail": "bold red"}
@@ -59,7 +60,7 @@ class _Options(TypedDict):
 )
 @click.option(
     "--slowness",
-    type=click.FloatRange(min=0.1, max=100),
+    type=click.FloatRange(min=1, max=MOST_SLOWNESS),
     default=1.0,
     metavar="FACTOR",
     help="With --prove: how many times slower this machine is than a usual one. It gets more time"

@@ -8,6 +8,9 @@ import msgspec
 
 from corral import CorralError, Job, Limits, Policy, Result
 
+MOST_SLOWNESS = 30.0
+"""On a machine that is slower still attacks would ask for more than the default policy grants."""
+
 _MIB = 1024**2
 
 
