@@ -18,8 +18,9 @@ import secrets
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import anyio
 import anyio.abc
@@ -40,8 +41,9 @@ from corral import (
 )
 from corral.connection import connect
 
+T = TypeVar("T")
+
 TENANTS = ("red", "green", "blue")
-LEASE_S = 6
 RESULT_WITHIN_S = 180.0
 _SUBMITTED_WITHIN_S = 1.0
 
@@ -129,37 +131,36 @@ class Soak:
         await self._redis.aclose(close_connection_pool=True)
 
     async def _follow(self, entry: Entry, moment: float) -> None:
-        submitted = await self._submit(entry)
+        submitted = await self._answered(
+            lambda: self._client.submit(
+                entry.job,
+                tenant=TENANTS[entry.number % 3],
+                idempotency_key=f"soak-{entry.number}",
+            )
+        )
         entry.id = submitted.id
         async with anyio.create_task_group() as tasks:
             if KINDS[entry.kind].cancels:
                 tasks.start_soon(self._cancel, entry, submitted, 3 * moment)
             try:
-                entry.ending = await submitted.result(timeout=RESULT_WITHIN_S)
+                entry.ending = await self._answered(
+                    lambda: submitted.result(timeout=RESULT_WITHIN_S)
+                )
             except CorralError as error:
                 entry.ending = error
         self._done += 1
         self._open.release()
 
-    async def _submit(self, entry: Entry) -> SubmittedJob:
-        """Submit a job once, however often that has to be said: Redis may be starved, too."""
+    async def _cancel(self, entry: Entry, submitted: SubmittedJob, after_s: float) -> None:
+        await anyio.sleep(after_s)
+        entry.cancelled = await self._answered(lambda: submitted.cancel(timeout=RESULT_WITHIN_S))
+
+    async def _answered(self, call: Callable[[], Awaitable[T]]) -> T:
+        """Call once with effect, however often that takes: Redis may be starved, too."""
         with anyio.fail_after(RESULT_WITHIN_S):
             while True:
                 try:
-                    return await self._client.submit(
-                        entry.job,
-                        tenant=TENANTS[entry.number % 3],
-                        idempotency_key=f"soak-{entry.number}",
-                    )
-                except ErrDaemonUnavailable:
-                    self.unanswered += 1
-
-    async def _cancel(self, entry: Entry, submitted: SubmittedJob, after_s: float) -> None:
-        await anyio.sleep(after_s)
-        with anyio.fail_after(RESULT_WITHIN_S):
-            while entry.cancelled is None:
-                try:
-                    entry.cancelled = await submitted.cancel(timeout=RESULT_WITHIN_S)
+                    return await call()
                 except ErrDaemonUnavailable:
                     self.unanswered += 1
 
@@ -243,7 +244,6 @@ async def main(options: Options) -> int:
     environ = {name: value for name, value in os.environ.items() if name.startswith("CORRAL_")}
     environ |= {
         "CORRAL_SLOTS": str(options.slots),
-        "CORRAL_LEASE_S": str(LEASE_S),
         "CORRAL_STREAM_ENTRIES": "1000000",
         "CORRAL_LOST_LEASES": "10",
     }
