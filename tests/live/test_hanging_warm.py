@@ -44,7 +44,7 @@ pytestmark = pytest.mark.live
 
 LIMITS = EffectiveLimits(wall_s=100)
 SLEEPER = Job(argv=("sh", "-c", "trap '' TERM; sleep 1000"))
-USUAL: tuple[KillStep, ...] = ("runsc_kill", "cgroup_kill", "runsc_delete")
+USUAL: tuple[KillStep, ...] = ("runsc_kill", "cgroup_kill")
 WITH_PROCESS_KILL: tuple[KillStep, ...] = (
     "runsc_kill",
     "cgroup_kill",

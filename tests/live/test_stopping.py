@@ -71,7 +71,7 @@ async def test_a_running_program_is_cancelled_and_certified_dead(
     assert certificate.cause == Outcome.CANCELLED
     assert certificate.requested_by == "caller"
     assert certificate.steps in {
-        ("runsc_kill", "cgroup_kill", "runsc_delete"),
+        ("runsc_kill", "cgroup_kill"),
         # Told in the very moment in which the program began.
         ("process_kill", "cgroup_kill"),
     }

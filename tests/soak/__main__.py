@@ -3,8 +3,8 @@
 Usage: python -m soak [--jobs N] [--slots N] [--seed N] [--runsc-kills N] [--worker-kills N]
                       [--output FILE]
 Every job must have exactly one ending, the right one, and nothing may be left
-on the host. Prints what was seen, writes it as JSON, and exits with 1 if
-anything is wrong. CORRAL_... variables are passed on to the worker.
+on the host. Prints what was seen, writes it as JSON beside the log of the workers,
+and exits with 1 if anything is wrong. CORRAL_... variables are passed on to the worker.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import math
 import os
 import random
 import secrets
+import shutil
 import sys
 import tempfile
 import time
@@ -265,6 +266,8 @@ async def main(options: Options) -> int:
             left = stage.leftovers()
         finally:
             stage.close()
+            options.output.parent.mkdir(parents=True, exist_ok=True)
+            shutil.move(stage.log, options.output.with_suffix(".log"))
     seen |= {"leftovers": sum(map(len, left.values())), "seconds": round(time.monotonic() - began)}
     wrong += [f"left behind: {kind}: {what}" for kind, those in left.items() for what in those]
     seen |= {"seed": options.seed, "wrong": wrong}
@@ -272,7 +275,6 @@ async def main(options: Options) -> int:
         f"{title.replace('_', ' '):22} {what}" for title, what in seen.items() if what != wrong
     ]
     sys.stdout.write("\n".join([*lines, *(f"WRONG: {one}" for one in wrong), ""]))
-    options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_bytes(msgspec.json.format(msgspec.json.encode(seen)))
     return 1 if wrong else 0
 

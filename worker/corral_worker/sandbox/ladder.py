@@ -112,8 +112,7 @@ class Ladder:
         Takes a few seconds at most, even if no rung has any effect.
         """
         if life.ended is not None:
-            if self._runsc.leftovers(place.id):
-                await self._delete(place, life)
+            await self._delete(place, life)
             return
         stop.request("shutdown")
         life.killed = stop.cause
@@ -170,6 +169,9 @@ class Ladder:
             life.dead_at = time.monotonic()
 
     async def _delete(self, place: Place, life: Life) -> None:
+        # A `runsc run` that saw its sandbox die has cleaned up behind it.
+        if not self._runsc.leftovers(place.id):
+            return
         life.steps.append("runsc_delete")
         try:
             await self._runsc.delete(Delete(id=place.id), within_s=_DELETE_WITHIN_S)
