@@ -73,6 +73,11 @@ TARGETS = (
     Target(
         what="worker's peak memory, 256 jobs flood, MB", figure="worker_peak_mb_256", most=200.0
     ),
+    Target(
+        what="worker's peak memory, 256 jobs that flood end, MB",
+        figure="worker_peak_mb_256_ending",
+        most=250.0,
+    ),
 )
 
 

@@ -95,7 +95,7 @@ async def test_a_program_sees_after_a_warm_start_what_it_sees_after_a_cold_one(
     assert expected.ending == Ending(outcome=Outcome.EXITED, exit_code=0), expected.stderr.data
     assert found.stdout.data.decode() == expected.stdout.data.decode()
     assert found.host_limits == expected.host_limits
-    assert (found.ending, found.stderr) == (expected.ending, expected.stderr)
+    assert (found.ending, found.stderr.data) == (expected.ending, expected.stderr.data)
     assert (found.start, found.start_way) == ("warm", way)
     assert (expected.start, expected.start_way) == ("cold", "command_line")
 

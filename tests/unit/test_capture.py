@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import os
+import tracemalloc
+from contextlib import suppress
 from pathlib import Path
 
 import anyio
@@ -37,17 +39,6 @@ def test_head_and_tail_are_kept_however_the_stream_was_cut(limit: int, chunks: l
         assert captured.gap == head
 
 
-@given(chunks=st.lists(st.binary(max_size=30), max_size=20), looks=st.sets(st.integers(0, 19)))
-def test_a_look_in_between_changes_nothing(chunks: list[bytes], looks: set[int]) -> None:
-    watched = BoundedOutput(16)
-    for number, chunk in enumerate(chunks):
-        watched.feed(chunk)
-        if number in looks:
-            watched.captured()
-
-    assert watched.captured() == fed(16, chunks).captured()
-
-
 @given(
     limit=st.integers(0, 2 * MIB),
     sizes=st.lists(st.integers(0, CHUNK), max_size=60),
@@ -68,6 +59,19 @@ def test_a_large_stream_keeps_its_first_and_last_bytes() -> None:
 
     assert captured.data == numbers[: MIB // 2] + numbers[-MIB // 2 :]
     assert (captured.total, captured.gap) == (8_000_000, MIB // 2)
+
+
+def told(captured: Captured) -> tuple[bytes, int, int | None]:
+    return captured.data, captured.total, captured.gap
+
+
+def descriptors() -> set[str]:
+    """What this process has open."""
+    found = set()
+    for link in Path("/proc/self/fd").iterdir():
+        with suppress(OSError):
+            found.add(f"{link.name} {link.readlink()}")
+    return found
 
 
 def files(directory: Path) -> list[Path]:
@@ -93,7 +97,7 @@ def test_what_is_kept_on_disk_is_what_is_kept_in_memory(
         patch.setattr(capture, "_IN_MEMORY", 4)
         kept = anyio.run(spooled, limit, chunks, tmp_path)
 
-    assert kept == fed(limit, chunks).captured()
+    assert told(kept) == told(fed(limit, chunks).captured())
 
 
 async def test_a_flood_is_kept_without_its_memory_and_leaves_no_file(tmp_path: Path) -> None:
@@ -102,7 +106,7 @@ async def test_a_flood_is_kept_without_its_memory_and_leaves_no_file(tmp_path: P
 
     kept = await spooled(MIB, chunks, tmp_path)
 
-    assert kept == fed(MIB, chunks).captured()
+    assert told(kept) == told(fed(MIB, chunks).captured())
     assert files(tmp_path) == []
 
 
@@ -111,7 +115,45 @@ async def test_a_little_output_never_touches_the_disk(tmp_path: Path) -> None:
 
     kept = await spooled(MIB, [b"so ", b"little"], nowhere)
 
-    assert kept == Captured(data=b"so little", total=9, gap=None)
+    assert (told(kept), kept.on_disk) == ((b"so little", 9, None), 0)
+
+
+async def test_what_is_on_disk_is_in_memory_only_while_it_is_asked_for(tmp_path: Path) -> None:
+    tracemalloc.start()
+    try:
+        kept = await spooled(4 * MIB, [bytes(CHUNK)] * 20, tmp_path)
+        assert tracemalloc.get_traced_memory()[0] < MIB
+        assert len(kept.data) == kept.on_disk == 4 * MIB
+        assert tracemalloc.get_traced_memory()[0] < MIB
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("is_closed", [True, False])
+async def test_a_file_is_open_until_it_is_closed_or_forgotten(
+    tmp_path: Path, *, is_closed: bool
+) -> None:
+    before = descriptors()
+    kept = await spooled(MIB, [bytes(CHUNK)] * 8, tmp_path)
+    assert descriptors() != before
+
+    if is_closed:
+        with kept:
+            pass
+    else:
+        del kept
+
+    assert descriptors() == before
+
+
+async def test_output_that_nobody_asked_for_leaves_no_file_open(tmp_path: Path) -> None:
+    before = descriptors()
+    with BoundedOutput(MIB, Spool(tmp_path, Spool.new_writers())) as output:
+        output.feed(bytes(CHUNK))
+        await output.settle()
+        assert descriptors() != before
+
+    assert descriptors() == before
 
 
 async def test_a_disk_that_cannot_be_written_is_told(tmp_path: Path) -> None:

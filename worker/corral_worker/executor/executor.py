@@ -14,6 +14,7 @@ import structlog
 from corral import (
     CorralError,
     EffectiveLimits,
+    ErrSandboxExecutionFailed,
     ErrSecurityViolation,
     ErrWorkerLost,
     Fault,
@@ -26,6 +27,7 @@ from corral import (
     Result,
     Usage,
 )
+from corral_worker.process.thread import in_thread
 from corral_worker.sandbox.lifecycle import Sandboxes
 from corral_worker.sandbox.outcome import Ending
 from corral_worker.sandbox.report import Report
@@ -43,6 +45,8 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
     """When it was due, by this host's clock."""
     begin: Callable[[], Awaitable[None]] | None = None
     """Awaited right before the program starts; raises if it must not."""
+    room: Callable[[int], Awaitable[None]] | None = None
+    """Awaited before so many bytes of output are read into memory."""
     narrowing: PolicyNarrowing = PolicyNarrowing()
     """What the tenant's policy takes away at this time, beyond what this worker's settings do."""
 
@@ -183,12 +187,16 @@ class Executor:
         if stop.cause == "cancelled":
             return Result(outcome=Outcome.CANCELLED, labels=job.labels)
         report = await self._sandboxes.run(job, limits, image.rootfs, stop)
-        if isinstance(report.ending, CorralError):
-            raise report.ending
+        with report.stdout, report.stderr:
+            if isinstance(report.ending, CorralError):
+                raise report.ending
+            stdout, stderr = await _output(attempt, report)
         return _result(
             job,
             report,
             report.ending,
+            stdout=stdout,
+            stderr=stderr,
             limits=limits,
             queued_s=queued_s,
             started_at=began + dt.timedelta(seconds=report.start_s),
@@ -204,11 +212,30 @@ class Executor:
         )
 
 
+async def _output(attempt: Attempt, report: Report) -> tuple[bytes, bytes]:
+    """Return both streams; what is on disk is read once there is room for it."""
+    size = report.stdout.on_disk + report.stderr.on_disk
+    if not size:
+        return report.stdout.data, report.stderr.data
+    if attempt.room is not None:
+        await attempt.room(size)
+    try:
+        return await in_thread(lambda: (report.stdout.data, report.stderr.data))
+    except OSError as error:
+        raise ErrSandboxExecutionFailed(
+            f"the program's output cannot be read back: {error.strerror}",
+            retry_safety="started",
+            detail=str(error),
+        ) from error
+
+
 def _result(
     job: Job,
     report: Report,
     ending: Ending,
     *,
+    stdout: bytes,
+    stderr: bytes,
     limits: EffectiveLimits,
     queued_s: float,
     started_at: dt.datetime,
@@ -218,8 +245,8 @@ def _result(
         outcome=ending.outcome,
         exit_code=ending.exit_code,
         signal=ending.signal,
-        stdout=report.stdout.data,
-        stderr=report.stderr.data,
+        stdout=stdout,
+        stderr=stderr,
         stdout_bytes=report.stdout.total,
         stderr_bytes=report.stderr.total,
         stdout_gap=report.stdout.gap,

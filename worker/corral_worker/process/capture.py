@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import tempfile
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 
 import anyio
-import msgspec
 
 from corral_worker.process.thread import in_thread
 
@@ -19,14 +19,61 @@ _IN_MEMORY = 64 * 1024
 _WRITERS = 4
 
 
-class Captured(msgspec.Struct, frozen=True, kw_only=True):
-    """What was kept of a stream."""
+class Captured:
+    """What was kept of a stream, in memory or on disk.
 
-    data: bytes
-    total: int
-    """Bytes the program wrote in all."""
-    gap: int | None
-    """Offset in ``data`` where bytes were left out; None if none were."""
+    What is on disk stays there until this is closed, or nobody has it any more.
+
+    Args:
+        data: what was kept, or a file that has it as :class:`BoundedOutput` keeps it.
+        total: bytes the program wrote in all.
+        gap: offset in :attr:`data` where bytes were left out; None if none were.
+        oldest: offset in such a file of the first bytes after the gap.
+    """
+
+    def __init__(
+        self, *, data: bytes | IO[bytes], total: int, gap: int | None, oldest: int = 0
+    ) -> None:
+        self.total = total
+        self.gap = gap
+        self._oldest = oldest
+        self._memory = b""
+        self._file: IO[bytes] | None = None
+        self.on_disk = 0
+        """Bytes that are on disk: so much memory takes who asks for :attr:`data`."""
+        if isinstance(data, bytes):
+            self._memory = data
+            return
+        self._file = data
+        self.on_disk = os.fstat(data.fileno()).st_size
+        # A report may get lost on its way, when the worker ends: its files must not.
+        self._closing = weakref.finalize(self, data.close)
+
+    def __enter__(self) -> Self:
+        """Return this itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Give up what is on disk."""
+        if self._file is not None:
+            self._closing()
+
+    @property
+    def data(self) -> bytes:
+        """What was kept. What is :attr:`on_disk` is read: ask in a thread.
+
+        Raises:
+            OSError: the disk fails.
+        """
+        if self._file is None:
+            return self._memory
+        self._file.seek(0)
+        return _in_order(self._file.read(), self.gap, self._oldest)
 
 
 class Spool:
@@ -54,6 +101,8 @@ class BoundedOutput:
     Without a spool it takes ``limit`` bytes of memory at most. With one, it takes little
     memory whatever the limit, if :meth:`settle` is awaited after each :meth:`feed`. The
     spool's files have no name: nothing of them is left, whatever becomes of the worker.
+
+    What was kept is given up with the block, unless it was :meth:`captured`.
 
     Args:
         limit: bytes to keep.
@@ -108,26 +157,25 @@ class BoundedOutput:
             await in_thread(self._write_out, self._spool.directory, limiter=self._spool.writers)
 
     def captured(self) -> Captured:
-        """Return what was kept so far. What is :attr:`on_disk` is read: call it in a thread.
+        """Return what was kept, to be called once, at the end.
+
+        If it is :attr:`on_disk`, its last bytes are written there: call it in a thread.
 
         Raises:
             OSError: the disk fails.
         """
-        kept: bytes | bytearray = self._memory
-        if self._file is not None:
-            self._write(self._file)
-            self._file.seek(0)
-            kept = self._file.read()
-        elif self._fresh:
-            kept = bytearray()
-            self._put(kept, 0, self._fresh)
-        if self._total <= self._head + self._tail:
-            return Captured(data=bytes(kept), total=self._total, gap=None)
+        gap = None if self._total <= self._head + self._tail else self._head
         oldest = self._head
         if self._tail:
             oldest += (self._total - self._head) % self._tail
-        data = b"".join((kept[: self._head], kept[oldest:], kept[self._head : oldest]))
-        return Captured(data=data, total=self._total, gap=self._head)
+        if self._file is not None:
+            self._write(self._file)
+            file, self._file = self._file, None
+            return Captured(data=file, total=self._total, gap=gap, oldest=oldest)
+        kept = self._memory
+        if self._fresh:
+            self._put(kept, 0, self._fresh)
+        return Captured(data=_in_order(kept, gap, oldest), total=self._total, gap=gap)
 
     def _put(self, memory: bytearray, position: int, data: bytes | bytearray) -> None:
         for offset, part in self._places(position, data):
@@ -167,3 +215,10 @@ class BoundedOutput:
             part = rest[: self._tail - offset]
             yield self._head + offset, part
             position, rest = position + len(part), rest[len(part) :]
+
+
+def _in_order(kept: bytes | bytearray, gap: int | None, oldest: int) -> bytes:
+    if gap is None:
+        return bytes(kept)
+    view = memoryview(kept)
+    return b"".join((view[:gap], view[oldest:], view[gap:oldest]))

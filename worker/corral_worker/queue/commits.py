@@ -19,7 +19,8 @@ from corral_worker.queue.leases import Lease
 
 MOST_INLINE_BYTES: Final = 256 * 1024
 """Most bytes a result may have to stand in the results stream itself."""
-_MOST_BYTES_AT_ONCE = 8 * 1024 * 1024
+_MOST_BYTES_AT_ONCE = 2 * 1024 * 1024
+"""In one script. On its way it is in memory three times."""
 _FIRST_PAUSE_S = 0.05
 _LONGEST_PAUSE_S = 1.0
 
@@ -130,6 +131,10 @@ class Commits:
                 return answer
 
     async def _send(self, items: Sequence[_Item]) -> Sequence[int]:
+        if all(item.lease.is_over() for item in items):
+            # Their locks have expired with them: each batch by itself would find that out, one
+            # after the other, from a server that may hang.
+            return [Commit.REFUSED] * len(items)
         words = [word for item in items for word in item.words()]
         return cast(
             "Sequence[int]", await self._script.run(self._redis, *self._keep.words(), *words)

@@ -28,15 +28,21 @@ _CANCELLED = 2
 class Lease:
     """The right to one attempt, and the attempt's end when it is lost."""
 
-    def __init__(self, claim: Claim, *, safe_until: float) -> None:
+    def __init__(self, claim: Claim, *, safe_until: float, over_at: float) -> None:
         self.claim = claim
         self.safe_until = safe_until
         """Monotonic seconds at which the attempt must be told to end."""
+        self.over_at = over_at
+        """Monotonic seconds at which no worker has it any more, unless it is renewed."""
         self.lost = False
         self.settling = False
         """Whether its end is being written: then the lease may be gone before that is known."""
         self.stop = Stop()
         """Ends the attempt, also one that is still to begin."""
+
+    def is_over(self) -> bool:
+        """Return whether it has ended, by this machine's own clock."""
+        return time.monotonic() > self.over_at
 
 
 class Leases:
@@ -57,8 +63,9 @@ class Leases:
 
     def hold(self, claim: Claim, *, asked_at: float) -> Lease:
         """Keep a claim's lease until it is dropped."""
-        lease = Lease(claim, safe_until=asked_at + self._safe_s)
-        if time.monotonic() >= asked_at + self._safe_s / 2:
+        now = time.monotonic()
+        lease = Lease(claim, safe_until=asked_at + self._safe_s, over_at=now + self._lease_s)
+        if now >= asked_at + self._safe_s / 2:
             # The reply took so long that a start would soon be an attempt lost: hand the job back.
             lease.stop.request("shutdown")
         self._held[claim.token] = lease
@@ -121,11 +128,13 @@ class Leases:
             for word in (lease.claim.tenant, lease.claim.job_id, lease.claim.token)
         ]
         reply = await self._script.run(self._redis, round(self._lease_s * 1000), *words)
+        over_at = time.monotonic() + self._lease_s
         for lease, answer in zip(leases, cast("Sequence[int]", reply), strict=True):
             if answer == _LOST:
                 self._lose(lease)
                 continue
             lease.safe_until = asked_at + self._safe_s
+            lease.over_at = over_at
             if answer == _CANCELLED:
                 lease.stop.request("cancelled")
 

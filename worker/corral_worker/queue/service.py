@@ -29,12 +29,18 @@ from corral_worker.executor.executor import Attempt
 from corral_worker.queue.claims import Claim
 from corral_worker.queue.commits import Commit, Commits
 from corral_worker.queue.leases import Lease
+from corral_worker.queue.room import Room
 from corral_worker.queue.starts import Starts
 from corral_worker.queue.tenant_config import decode_policy
 from corral_worker.sandbox.stop import Stop
 
 _LOST_TOO_OFTEN = "lost_leases"
 _INVALID = "invalid_job"
+_ROOM_BYTES = 16 * 1024 * 1024
+"""Of output, as it was read: encoded, and on its way, it takes several times as much."""
+
+_Room = Callable[[int], Awaitable[None]]
+"""Of one result; see :meth:`Room.share`."""
 
 
 class Executes(Protocol):
@@ -69,31 +75,35 @@ class JobService:
         self._executor = executor
         self._starts = starts
         self._commits = commits
+        self._room = Room(_ROOM_BYTES)
         self._log = structlog.get_logger()
 
     async def serve(self, lease: Lease) -> None:
         """Run the job, or find out why not, and commit how it ended."""
         began_ms = time.time_ns() // 1_000_000
+        with self._room.share() as room:
+            try:
+                answer = await self._settle(lease, await self._ended(lease, room), began_ms)
+            except Exception:  # noqa: BLE001 - as below; the lease ends by itself
+                self._log.exception("commit.failed", job_id=lease.claim.job_id)
+                return
+        if answer is Commit.REFUSED:
+            self._log.warning(
+                "commit.refused", job_id=lease.claim.job_id, reason="another attempt has its place"
+            )
+
+    async def _ended(self, lease: Lease, room: _Room) -> _Ending:
         try:
-            ending = await self._end(lease)
+            return await self._end(lease, room)
         except Exception as error:  # noqa: BLE001 - one job's trouble is not the next one's
             self._log.exception("job.crashed", job_id=lease.claim.job_id)
             fault = Fault(
                 f"the worker failed with {type(error).__name__}: see its log",
                 retry_safety="unknown",
             )
-            ending = _Ending(how=fault)
-        try:
-            answer = await self._settle(lease, ending, began_ms)
-        except Exception:  # noqa: BLE001 - as above; the lease ends by itself
-            self._log.exception("commit.failed", job_id=lease.claim.job_id)
-            return
-        if answer is Commit.REFUSED:
-            self._log.warning(
-                "commit.refused", job_id=lease.claim.job_id, reason="another attempt has its place"
-            )
+            return _Ending(how=fault)
 
-    async def _end(self, lease: Lease) -> _Ending:
+    async def _end(self, lease: Lease, room: _Room) -> _Ending:
         claim = lease.claim
         match claim.what:
             case "cancelled":
@@ -115,9 +125,9 @@ class JobService:
                     dead=_LOST_TOO_OFTEN,
                 )
             case "run":
-                return await self._run(lease)
+                return await self._run(lease, room)
 
-    async def _run(self, lease: Lease) -> _Ending:
+    async def _run(self, lease: Lease, room: _Room) -> _Ending:
         claim = lease.claim
         try:
             fields = codec.deserialize(claim.payload)
@@ -144,7 +154,8 @@ class JobService:
                 retry_safety="unknown",
             )
         else:
-            attempt = _attempt(claim, job, narrowing, partial(self._starts.begin, lease))
+            begin = partial(self._starts.begin, lease)
+            attempt = _attempt(claim, job, narrowing, begin=begin, room=room)
             try:
                 how = await self._executor.execute(attempt, lease.stop)
             except CorralError as error:
@@ -169,12 +180,12 @@ class JobService:
                 if answer is not Commit.CANCELLED:
                     return answer
                 how = Result(outcome=Outcome.CANCELLED)
-        return await self._commits.final(
-            lease,
-            _encode(lease.claim, how, ending.enqueued_ms, began_ms),
-            outcome=str(how.outcome) if isinstance(how, Result) else how.code,
-            dead=ending.dead,
-        )
+        data = _encode(lease.claim, how, ending.enqueued_ms, began_ms)
+        outcome = str(how.outcome) if isinstance(how, Result) else how.code
+        dead = ending.dead
+        # The output is not to be in memory twice for as long as Redis takes.
+        del ending, how
+        return await self._commits.final(lease, data, outcome=outcome, dead=dead)
 
 
 def _not_a_job() -> ErrInvalidJob:
@@ -182,7 +193,12 @@ def _not_a_job() -> ErrInvalidJob:
 
 
 def _attempt(
-    claim: Claim, job: Job, narrowing: PolicyNarrowing, begin: Callable[[], Awaitable[None]]
+    claim: Claim,
+    job: Job,
+    narrowing: PolicyNarrowing,
+    *,
+    begin: Callable[[], Awaitable[None]],
+    room: _Room,
 ) -> Attempt:
     # Both ends of the time in the queue are read from Redis' clock, so that
     # the caller's may be off.
@@ -194,6 +210,7 @@ def _attempt(
         number=claim.starts + 1,
         enqueued_at=dt.datetime.now(dt.UTC) - queued,
         begin=begin,
+        room=room,
         narrowing=narrowing,
     )
 
