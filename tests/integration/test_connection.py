@@ -18,6 +18,7 @@ import anyio.to_thread
 import pytest
 from arq.connections import ArqRedis
 from structlog.testing import capture_logs
+from support.serving import SOON_S
 
 from corral import Client, ErrDaemonUnavailable, ErrRedisUnsafe, Job
 from corral.connection import connect, ping
@@ -280,3 +281,33 @@ async def test_a_wrong_password_is_told_from_a_server_that_is_not_there(redis_ur
 
     assert "wrong-secret" not in str(caught.value)
     assert caught.value.retry_safety == "not_started"
+
+
+# What came that nobody has asked for.
+
+
+async def test_a_connection_that_its_server_has_closed_is_replaced_before_a_command_is_sent(
+    redis_client: ArqRedis, redis_url: str
+) -> None:
+    redis = connect(redis_url)
+    await redis.client_kill_filter(_id=str(await redis_client.client_id()))
+    (connection,) = redis_client.connection_pool._available_connections
+    with anyio.fail_after(SOON_S):
+        while connection._reader is not None and not connection._reader.at_eof():
+            await anyio.sleep(0.01)
+
+    assert await redis_client.ping()
+    await redis.aclose(close_connection_pool=True)
+
+
+async def test_looking_whether_something_came_takes_no_turn_of_the_event_loop(
+    redis_client: ArqRedis,
+) -> None:
+    await redis_client.ping()
+    (connection,) = redis_client.connection_pool._available_connections
+
+    with pytest.raises(StopIteration) as found:
+        connection.can_read_destructive().send(None)  # type: ignore[no-untyped-call]
+
+    assert found.value.value is False
+    assert await redis_client.ping()
