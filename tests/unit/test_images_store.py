@@ -110,6 +110,27 @@ async def test_an_installed_image_resolves_by_name_and_by_digest(
     assert timedelta(0) <= datetime.now(UTC) - installed.created_at < timedelta(minutes=1)
 
 
+async def test_an_image_that_has_been_found_is_found_again_without_a_thread(
+    store: ImageStore, one: Path, two: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuse(*_: object) -> None:
+        raise AssertionError("a thread was asked")
+
+    image = await store.install(one, name="box", source="test")
+    other = await store.install(two, name="other", source="test")
+    for known in (image, other):
+        await store.resolve(known.digest)
+    with monkeypatch.context() as patch:
+        patch.setattr("corral_worker.images.store.in_thread", refuse)
+        assert await store.resolve("box") == image
+        with pytest.raises(AssertionError):
+            await store.resolve("unknown")
+    await store.install(two, name="box", source="test")
+    with monkeypatch.context() as patch:
+        patch.setattr("corral_worker.images.store.in_thread", refuse)
+        assert (await store.resolve("box")).digest == other.digest
+
+
 async def test_an_image_is_for_its_worker_alone(
     tmp_path: Path, store: ImageStore, one: Path
 ) -> None:
