@@ -5,6 +5,7 @@ import json
 import os
 import socket
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 import anyio
@@ -28,35 +29,51 @@ DONE = b'{"success":true,"err":"","result":null}'
 
 
 class Sentry:
-    """Answers one call the way a test tells it to, and keeps what it was asked."""
+    """Answers calls the way a test tells it to, and keeps what it was asked last."""
 
     def __init__(self, path: Path) -> None:
         self.control = ControlSocket(path)
         self.answers: list[bytes] = [DONE]
         self.hangs = False
+        self.stays = False
+        self.connections = 0
+        self.heard = anyio.Event()
+        self.hung_up = anyio.Event()
         self.asked: dict[str, object] = {}
         self.files: list[int] = []
 
     async def serve(self, stream: anyio.abc.SocketStream) -> None:
+        self.connections += 1
         async with stream:
-            raw = stream.extra(anyio.abc.SocketAttribute.raw_socket)
-            request = b""
-            while True:
-                await anyio.wait_readable(raw)
-                data, ancillary, _, _ = raw.recvmsg(65536, socket.CMSG_SPACE(16))
-                for _, _, files in ancillary:
-                    self.files += array.array("i", files)
-                request += data
-                try:
-                    self.asked = json.loads(request)
-                    break
-                except ValueError:
-                    continue
-            if self.hangs:
-                await anyio.sleep_forever()
-            for answer in self.answers:
-                await stream.send(answer)
-                await anyio.lowlevel.checkpoint()
+            while await self.answer(stream) and self.stays:
+                pass
+        self.hung_up.set()
+
+    async def answer(self, stream: anyio.abc.SocketStream) -> bool:
+        """Return whether there was a call to answer."""
+        raw = stream.extra(anyio.abc.SocketAttribute.raw_socket)
+        request = b""
+        while True:
+            await anyio.wait_readable(raw)
+            data, ancillary, _, _ = raw.recvmsg(65536, socket.CMSG_SPACE(16))
+            if not data:
+                return False
+            for _, _, files in ancillary:
+                self.files += array.array("i", files)
+            request += data
+            try:
+                self.asked = json.loads(request)
+                break
+            except ValueError:
+                continue
+        self.heard.set()
+        if self.hangs:
+            self.hangs = False
+            await anyio.sleep_forever()
+        for answer in self.answers:
+            await stream.send(answer)
+            await anyio.lowlevel.checkpoint()
+        return True
 
 
 @pytest.fixture
@@ -186,6 +203,52 @@ async def test_an_answer_without_a_number_of_bytes_is_an_error(
 
     with pytest.raises(RefusedError):
         await sentry.control.file_bytes(within_s=SOON_S)
+
+
+async def test_a_connection_serves_all_calls_of_a_block(sentry: Sentry) -> None:
+    sentry.stays = True
+
+    async with sentry.control as control:
+        await control.create("one", within_s=SOON_S)
+        await control.create("two", within_s=SOON_S)
+        assert not sentry.hung_up.is_set()
+    await control.create("three", within_s=SOON_S)
+
+    assert sentry.asked["arg"] == {"CID": "three"}
+    assert sentry.connections == 2
+
+
+async def test_calls_at_the_same_time_do_not_share_a_connection(sentry: Sentry) -> None:
+    sentry.stays = True
+
+    async with sentry.control as control, anyio.create_task_group() as tasks:
+        for name in ("one", "two"):
+            tasks.start_soon(partial(control.create, name, within_s=SOON_S))
+
+    assert sentry.connections == 2
+
+
+async def test_the_answer_to_a_call_that_was_given_up_is_not_the_next_ones(sentry: Sentry) -> None:
+    sentry.stays = sentry.hangs = True
+
+    async with sentry.control as control:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(partial(control.wait, "job", within_s=SOON_S))
+            await sentry.heard.wait()
+            tasks.cancel_scope.cancel()
+        await control.create("job", within_s=SOON_S)
+
+    assert sentry.connections == 2
+
+
+async def test_a_sandbox_that_ended_after_its_last_answer_was_not_asked(sentry: Sentry) -> None:
+    async with sentry.control as control:
+        await control.create("job", within_s=SOON_S)
+        with anyio.fail_after(SOON_S):
+            await sentry.hung_up.wait()
+
+        with pytest.raises(SandboxGoneError):
+            await control.wait("job", within_s=SOON_S)
 
 
 async def test_a_sandbox_that_ends_before_it_has_answered_is_lost(sentry: Sentry) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractAsyncContextManager, nullcontext
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 import msgspec
@@ -84,5 +84,5 @@ class Ways:
             directory: the sandbox's own.
         """
         if way == "control_socket":
-            return nullcontext(ControlSocket(self._runsc.control_socket(sandbox)))
+            return ControlSocket(self._runsc.control_socket(sandbox))
         return RunscContainers(self._runsc, sandbox, directory)

@@ -12,8 +12,10 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import final
+from types import TracebackType
+from typing import Self, final
 
 import anyio
 import anyio.lowlevel
@@ -54,8 +56,9 @@ class ControlSocket:
     """Starts containers in a sandbox that runs, and asks how they are.
 
     It is a :class:`~corral_worker.sandbox.containers.Containers`, and raises what is said
-    there. Every call opens a connection of its own, so that one which was given up cannot be
-    taken for the next one's answer.
+    there. In its block a connection is kept for the next call once its answer was read to the
+    end: one that was given up cannot be taken for the next one's answer. Outside of the block,
+    which nobody need enter, every call opens a connection of its own.
 
     Args:
         path: the socket.
@@ -65,6 +68,25 @@ class ControlSocket:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._keeps = False
+        self._kept: socket.socket | None = None
+
+    async def __aenter__(self) -> Self:
+        """Return the control socket itself."""
+        self._keeps = True
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close the connection that was kept."""
+        self._keeps = False
+        if self._kept is not None:
+            self._kept.close()
+            self._kept = None
 
     async def create(self, container: str, *, within_s: float) -> None:
         """Announce a container; its id is to be new in this sandbox."""
@@ -123,11 +145,13 @@ class ControlSocket:
             with anyio.fail_after(within_s):
                 # Not anyio's streams: if one is cancelled at the moment at which it could go on,
                 # an error that nobody can catch goes to the event loop.
-                with socket.socket(socket.AF_UNIX) as control:
-                    control.setblocking(False)
-                    await self._connect(control, method)
-                    await _send(control, asked, files)
+                with ExitStack() as owned:
+                    control = owned.enter_context(await self._connection(method))
+                    await _send(control, asked, files, method)
                     answer = await _receive(control, method)
+                    if self._keeps and self._kept is None:
+                        owned.pop_all()
+                        self._kept = control
         except TimeoutError:
             raise TimeoutError(f"{method}: no answer within {within_s:g} s") from None
         except (OSError, EOFError) as error:
@@ -136,34 +160,42 @@ class ControlSocket:
             raise RefusedError(method, answer.err or "refused without a word")
         return answer
 
-    async def _connect(self, control: socket.socket, method: str) -> None:
-        while True:
-            try:
-                control.connect(str(self._path))
-            except BlockingIOError:
-                # As many wait to be accepted as there may: nothing tells when there are fewer.
-                await anyio.sleep(_AGAIN_AFTER_S)
-            except OSError as error:
-                raise SandboxGoneError(f"{method}: nobody listens: {error}") from error
-            else:
-                return
+    async def _connection(self, method: str) -> socket.socket:
+        kept, self._kept = self._kept, None
+        if kept is not None:
+            return kept
+        with ExitStack() as owned:
+            control = owned.enter_context(socket.socket(socket.AF_UNIX))
+            control.setblocking(False)
+            while True:
+                try:
+                    control.connect(str(self._path))
+                except BlockingIOError:
+                    # As many wait to be accepted as there may: nothing tells when there are fewer.
+                    await anyio.sleep(_AGAIN_AFTER_S)
+                except OSError as error:
+                    raise SandboxGoneError(f"{method}: nobody listens: {error}") from error
+                else:
+                    owned.pop_all()
+                    return control
 
 
-async def _send(control: socket.socket, asked: bytes, files: Sequence[int]) -> None:
+async def _send(control: socket.socket, asked: bytes, files: Sequence[int], method: str) -> None:
     # The descriptors belong to the first byte that arrives: one is enough to carry them, and
     # of more the kernel might take only a part.
     first = 1 if files else 0
-    while first:
+    rest = memoryview(asked)[first:]
+    while first or rest:
         try:
-            first -= socket.send_fds(control, [asked[:1]], list(files))
+            if first:
+                first -= socket.send_fds(control, [asked[:1]], list(files))
+            else:
+                rest = rest[control.send(rest) :]
         except BlockingIOError:
             await anyio.wait_writable(control)
-    rest = memoryview(asked)[1 if files else 0 :]
-    while rest:
-        try:
-            rest = rest[control.send(rest) :]
-        except BlockingIOError:
-            await anyio.wait_writable(control)
+        except OSError as error:
+            # Of what was not asked to its end nothing is done.
+            raise SandboxGoneError(f"{method}: nobody listens: {error}") from error
 
 
 async def _receive(control: socket.socket, method: str) -> Reply:
