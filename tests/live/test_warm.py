@@ -16,6 +16,7 @@ from corral import EffectiveLimits, ErrWorkerLost, Job, Outcome
 from corral.result import StartWay
 from corral_worker.admission.gate import Gate
 from corral_worker.pool.pool import Budget, Pool
+from corral_worker.pool.prepared import Shape
 from corral_worker.process.reaping import reaping
 from corral_worker.sandbox.cgroup_host import CgroupHost
 from corral_worker.sandbox.containers import SandboxGoneError
@@ -210,6 +211,24 @@ async def pool_of(
         expected=LIMITS,
     ) as pool:
         yield pool
+
+
+async def test_one_that_is_to_go_at_the_moment_it_is_taken_stays_until_its_job_has_ended(
+    prepare: Prepare, rootfs: Path
+) -> None:
+    prepared = prepare(Shape.of(LIMITS))
+    seen = anyio.Event()
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(prepared.live, seen.set)
+        with anyio.fail_after(READY_WITHIN_S):
+            await seen.wait()
+        with anyio.CancelScope(shield=True):
+            async with prepared.taken() as start:
+                tasks.cancel_scope.cancel()
+                report = await start.run(Job(argv=("true",)), LIMITS, rootfs, Stop())
+
+    assert report.ending == Ending(outcome=Outcome.EXITED, exit_code=0)
 
 
 async def full(pool: Pool, sandboxes: int) -> None:

@@ -31,6 +31,8 @@ SANDBOX_BYTES = 20 * 1024 * 1024
 
 _LOOK_AGAIN_S = 1.0
 _SOON_S = 0.2
+_RESULT_FIRST_S = 0.01
+"""Until what has changed is looked at: to make a sandbox would hold up the result of the last."""
 _OLD_S = 600.0
 """Seconds after which a sandbox that nobody wanted is replaced."""
 _RETRY_S = 60.0
@@ -188,6 +190,7 @@ class Pool:
                 self._start(missing[0])
             with anyio.move_on_after(_SOON_S if missing else _LOOK_AGAIN_S):
                 await self._changed.wait()
+                await anyio.sleep(_RESULT_FIRST_S)
             self._changed = anyio.Event()
 
     def _wanted(self) -> dict[Shape, int]:

@@ -41,6 +41,8 @@ _SAID = 200
 _CALL_WITHIN_S = 10.0
 _GIVEN_BACK_WITHIN_S = 30.0
 """Seconds until a job that was cancelled has ended its sandbox: longer than its own bounds."""
+_RESULT_FIRST_S = 0.01
+"""What is left of a sandbox whose program has ended is removed when the result is on its way."""
 _TIDY_WITHIN_S = 4.0
 """Seconds until a sandbox is dead, and ``runsc run`` has tidied up after it."""
 _TASKS = 1 << 15
@@ -93,7 +95,6 @@ class Prepared:
         self._start_timeout_s = start_timeout_s
         self._start: WarmStart | None = None
         self._wanted = anyio.Event()
-        self._mine_alone = anyio.Event()
         self._done = anyio.Event()
         self._gone = False
         self._failure = ""
@@ -142,9 +143,7 @@ class Prepared:
                     try:
                         await self._live(place, child, containers, failed, ready)
                     finally:
-                        if self._start is not None:
-                            self._gone = True
-                            self._mine_alone.set()
+                        self._gone = self._start is not None
                         await _end(place, child)
             except (CgroupError, RunscError, OSError) as error:
                 self._failure = str(error)
@@ -161,9 +160,9 @@ class Prepared:
         Raises:
             SandboxGoneError: it has ended by itself.
         """
+        # No turn of the event loop before the job's own: from here on nobody else looks after it.
         self._wanted.set()
         try:
-            await self._mine_alone.wait()
             if self._gone or self._start is None:
                 raise SandboxGoneError("it ended while it waited")
             yield self._start
@@ -183,27 +182,27 @@ class Prepared:
         failed: Sequence[Failure],
         ready: Callable[[], None],
     ) -> None:
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(_cancel_when_ended, child, tasks.cancel_scope)
-            self._failure = await self._trouble(place, containers)
-            if not self._failure:
-                self._ways.worked(containers.way, failed)
-                self._start = WarmStart(
-                    runsc=self._runsc,
-                    place=place,
-                    child=child,
-                    containers=containers,
-                    start_timeout_s=self._start_timeout_s,
-                )
-                ready()
-                await self._wanted.wait()
-            tasks.cancel_scope.cancel()
-        if self._wanted.is_set():
-            # From here on only who took it looks after it.
-            self._mine_alone.set()
-            try:
+        try:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(_cancel_when_ended, child, tasks.cancel_scope)
+                self._failure = await self._trouble(place, containers)
+                if not self._failure:
+                    self._ways.worked(containers.way, failed)
+                    self._start = WarmStart(
+                        runsc=self._runsc,
+                        place=place,
+                        child=child,
+                        containers=containers,
+                        start_timeout_s=self._start_timeout_s,
+                    )
+                    ready()
+                    await self._wanted.wait()
+                tasks.cancel_scope.cancel()
+            if self._wanted.is_set():
                 await self._done.wait()
-            finally:
+                await anyio.sleep(_RESULT_FIRST_S)
+        finally:
+            if self._wanted.is_set():
                 # Cancelled together, whoever took it still needs it, to end it.
                 with anyio.move_on_after(_GIVEN_BACK_WITHIN_S, shield=True):
                     await self._done.wait()
