@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 
@@ -81,6 +81,7 @@ class WarmStart:
         self._trouble: tuple[str, ...] = ()
         self._gone = False
         self._dead = False
+        self._strain: Strain | None = None
         self._last: tuple[Counters, Strain | None] | None = None
 
     async def run(self, job: Job, limits: EffectiveLimits, rootfs: Path, stop: Stop) -> Report:
@@ -97,7 +98,7 @@ class WarmStart:
         """
         place = self._place
         life = Life(limits, self._runsc.state(place.id), place.spool)
-        host_limits, before, strain = await self._hand_over(limits)
+        host_limits, before = await self._hand_over(limits)
 
         def counters() -> Counters:
             return _since(before, place.counters())
@@ -117,7 +118,7 @@ class WarmStart:
             stop,
             book,
             streams=streams,
-            strain=(strain, after),
+            strain=(self._strain, after),
             counters=used,
             host_limits=host_limits,
             start="warm",
@@ -155,6 +156,8 @@ class WarmStart:
                                     tasks.start_soon(supply_and_close, ends.stdin, job.stdin)
                                 watch = partial(enforce, since=life.running)
                                 tasks.start_soon(watch, limits, counters, self._control, stop)
+                                # Not before: the program would only start the later.
+                                tasks.start_soon(self._read_strain)
                                 await self._wait(limits, life)
                             tasks.cancel_scope.cancel()
                 finally:
@@ -163,17 +166,16 @@ class WarmStart:
                         await self._end(life, counters, stop)
                 drains.cancel_scope.deadline = anyio.current_time() + _DRAIN_WITHIN_S
 
-    async def _hand_over(
-        self, limits: EffectiveLimits
-    ) -> tuple[HostLimits, Counters, Strain | None]:
+    async def _hand_over(self, limits: EffectiveLimits) -> tuple[HostLimits, Counters]:
         try:
-            return await in_thread(
-                lambda: (*self._place.hand_over(limits), read_strain(time.monotonic()))
-            )
+            return await in_thread(self._place.hand_over, limits)
         except CgroupError as error:
             raise ErrSandboxCreationFailed(
                 "the job's limits cannot be enforced on this host", detail=str(error)
             ) from error
+
+    async def _read_strain(self) -> None:
+        self._strain = await in_thread(lambda: read_strain(time.monotonic()))
 
     async def _start(self, spec: SandboxSpec, ends: _Ends, life: Life, stop: Stop) -> None:
         """Start the program; ``life`` notes whether it runs."""
@@ -220,9 +222,15 @@ class WarmStart:
         self, life: Life, counters: Callable[[], Counters]
     ) -> tuple[Counters, Strain | None]:
         """Make sure that the sandbox is dead, and return what it used."""
+        cgroup = self._place.cgroup
         if life.killed is None:
-            self._dead = kill_until_empty(self._place.cgroup)
-        return counters(), read_strain(time.monotonic())
+            with suppress(OSError):
+                cgroup.kill()
+        # A sandbox of which nothing runs any more takes the kernel some milliseconds to take down.
+        used = counters(), read_strain(time.monotonic())
+        if life.killed is None:
+            self._dead = kill_until_empty(cgroup)
+        return used
 
     async def _evidence(self, life: Life) -> tuple[LogBook, tuple[Captured, Captured]]:
         def read() -> tuple[LogBook, tuple[Captured, Captured]]:
