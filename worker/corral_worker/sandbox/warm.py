@@ -18,7 +18,7 @@ from corral_worker.process.child import ChildProcess
 from corral_worker.process.output import Pipe, drain
 from corral_worker.process.thread import in_thread
 from corral_worker.sandbox.bundle import SandboxSpec
-from corral_worker.sandbox.cgroup import CgroupError, Counters
+from corral_worker.sandbox.cgroup import CgroupError, Counters, wait_until_empty
 from corral_worker.sandbox.containers import (
     Containers,
     RefusedError,
@@ -46,6 +46,8 @@ _AFTER_WALL_S = 60.0
 """Seconds beyond its wall limit until a program's end is no longer waited for."""
 _DRAIN_WITHIN_S = 1.0
 _END_WITHIN_S = 20.0
+_DYING_S = 0.01
+"""Seconds until what was killed is killed again: what was being forked can have escaped."""
 
 
 class WarmStart:
@@ -229,7 +231,7 @@ class WarmStart:
         # A sandbox of which nothing runs any more takes the kernel some milliseconds to take down.
         used = counters(), read_strain(time.monotonic())
         if life.killed is None:
-            self._dead = kill_until_empty(cgroup)
+            self._dead = wait_until_empty(cgroup, _DYING_S) or kill_until_empty(cgroup)
         return used
 
     async def _evidence(self, life: Life) -> tuple[LogBook, tuple[Captured, Captured]]:
