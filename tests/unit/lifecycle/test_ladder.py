@@ -86,7 +86,7 @@ async def test_a_running_sandbox_is_killed_by_runsc_and_by_its_cgroup_at_once(
     assert logs == []
 
 
-async def test_a_runsc_that_has_cleaned_up_behind_its_sandbox_needs_no_delete(
+async def test_a_runsc_that_has_cleaned_up_behind_its_sandbox_needs_no_rung_for_it(
     sandboxes: ColdStart, runsc: Runsc, runs: Path, verbs: Verbs, script: Script
 ) -> None:
     script("run", f"{PROGRAM} state running; wait; forget; exit 137")
@@ -95,7 +95,7 @@ async def test_a_runsc_that_has_cleaned_up_behind_its_sandbox_needs_no_delete(
 
     assert report.termination is not None
     assert report.termination.steps == ("runsc_kill", "cgroup_kill")
-    assert verbs() == ["run", "kill"]
+    assert verbs() == ["run", "kill", "delete"]
     assert left(runsc, runs) == []
 
 

@@ -124,6 +124,7 @@ class ColdStart:
                         place.cgroup.processes(),
                     )
                 )
+            stack.push_async_callback(self._ladder.forget, place, life)
             if self._behind is not None and not alive:
                 self._behind.start_soon(self._remove, place.id, stack.pop_all())
         return report(
