@@ -70,6 +70,26 @@ def process(real: SandboxCgroup, real_host: CgroupHost) -> Iterator[subprocess.P
         child.kill()
 
 
+def test_a_sandbox_weighs_little_and_gets_only_what_nobody_wants_while_it_waits(
+    real: SandboxCgroup, real_host: CgroupHost
+) -> None:
+    if real_host.version == 1:
+        directory = real_host._hierarchies["cpu"] / real.runsc_path.lstrip("/")
+        weight, least = directory / "cpu.shares", 4
+    else:
+        assert real_host._unified is not None
+        directory = (real_host._unified / real.runsc_path.lstrip("/")).parent
+        weight, least = directory / "cpu.weight", 1
+    idle = directory / "cpu.idle"
+
+    real.create(LIMITS)
+    assert (int(weight.read_text()), idle.read_text()) == (least, "0\n")
+    real.yield_processor()
+    assert idle.read_text() == "1\n"
+    real.begin()
+    assert (int(weight.read_text()), idle.read_text()) == (least, "0\n")
+
+
 def test_real_limits_read_back_as_they_were_set(real: SandboxCgroup) -> None:
     held = real.create(LIMITS)
 

@@ -50,6 +50,17 @@ def test_in_version_2_limits_are_written_and_read_back(tmp_path: Path) -> None:
     assert held == replace(LIMITS, swap_bytes=None)
 
 
+def test_a_kernel_that_cannot_give_only_what_nobody_wants_is_not_asked_to(tmp_path: Path) -> None:
+    waiting = v2(tmp_path)
+    waiting.create(LIMITS)
+
+    waiting.yield_processor()
+    waiting.begin()
+
+    assert not (tmp_path / "corral" / "one" / "cpu.idle").exists()
+    assert (tmp_path / "corral" / "one" / "cpu.weight").read_text() == "1"
+
+
 @given(cpus=st.floats(0.01, 1024))
 def test_no_share_of_processors_is_refused_for_the_rounding_of_numbers(
     tmp_path_factory: pytest.TempPathFactory, cpus: float

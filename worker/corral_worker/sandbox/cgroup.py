@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterable
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 import msgspec
 
@@ -83,7 +83,7 @@ class SandboxCgroup(Protocol):
         """
 
     def begin(self) -> None:
-        """Take the usual share of the processor, and forget the peak of memory.
+        """Take the share of the processor that every job has, and forget the peak of memory.
 
         On version 2 the peak stays: Linux resets it for one open file only.
 
@@ -265,6 +265,19 @@ def write(file: Path, value: str) -> None:
             f"{file} does not take {value!r}: {error.strerror}. Is the controller enabled for"
             " corral's cgroup?"
         ) from error
+
+
+def only_idle(directory: Path, value: Literal["0", "1"]) -> None:
+    """Say whether a cgroup gets only the processor time that nobody else wants.
+
+    Kernels before Linux 5.15 cannot: there it keeps the weight that it has.
+
+    Raises:
+        CgroupError: the kernel refuses.
+    """
+    file = directory / "cpu.idle"
+    if file.exists():
+        write(file, value)
 
 
 def check_no_swap() -> None:

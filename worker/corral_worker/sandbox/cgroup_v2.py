@@ -12,6 +12,7 @@ from corral_worker.sandbox.cgroup import (
     check_held,
     check_no_swap,
     make,
+    only_idle,
     pids_below,
     read,
     read_field,
@@ -26,8 +27,9 @@ NEEDED = ("cpu", "memory", "pids")
 
 _CHILD = "sandbox"
 _PERIOD_US = 100_000
-_LEAST_WEIGHT = "1"
-_USUAL_WEIGHT = "100"
+# The same for all: only among sandboxes does it count. With the kernel's own 100 one that
+# computes keeps all else on the host waiting for seconds: docs/adr/0012-sandboxes-weigh-little.md.
+_WEIGHT = "1"
 
 
 class CgroupV2:
@@ -52,6 +54,7 @@ class CgroupV2:
         make(self._directory)
         # runsc's own cgroup below can hold the limits only if it may have the controllers.
         write(self._directory / "cgroup.subtree_control", " ".join(f"+{name}" for name in NEEDED))
+        write(self._directory / "cpu.weight", _WEIGHT)
         return self.limit(limits)
 
     def limit(self, limits: HostLimits) -> HostLimits:
@@ -92,10 +95,11 @@ class CgroupV2:
         )
 
     def yield_processor(self) -> None:
-        write(self._directory / "cpu.weight", _LEAST_WEIGHT)
+        only_idle(self._directory, "1")
 
     def begin(self) -> None:
-        write(self._directory / "cpu.weight", _USUAL_WEIGHT)
+        only_idle(self._directory, "0")
+        write(self._directory / "cpu.weight", _WEIGHT)
 
     def processes(self) -> set[int]:
         return pids_below(self._directory)
