@@ -108,9 +108,15 @@ class Leases:
         By this machine's own clock, and without asking Redis: no other worker
         can have the job before the sandbox here is dead.
         """
+        pause = self._lease_s * _MARGIN / 4
         while True:
-            await anyio.sleep(self._lease_s * _MARGIN / 4)
+            asleep_at = time.monotonic()
+            await anyio.sleep(pause)
             now = time.monotonic()
+            late_s = now - asleep_at - pause
+            if late_s > self._lease_s * _MARGIN:
+                # Whoever looks why a lease was lost is to know that it was the machine.
+                self._log.warning("worker.stood_still", for_s=round(late_s, 1))
             for lease in tuple(self._held.values()):
                 if now >= lease.safe_until and not lease.lost and not lease.settling:
                     lease.lost = True
