@@ -150,7 +150,9 @@ def test_no_job_gets_a_right(job: Job, limits: EffectiveLimits) -> None:
         "mount",
     }
     assert "hooks" not in config
-    assert "devices" not in json.dumps(config)
+    for place in (config, at(config, "linux"), at(config, "linux", "resources")):
+        assert isinstance(place, dict)
+        assert "devices" not in place
 
 
 @given(job=JOBS, limits=LIMITS)
