@@ -19,7 +19,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-SHARES = (4, 16, 102, 1024)
+SHARES = (2, 16, 102, 1024)
 _BUSY = 3
 _WAKERS = 3
 _BURST_S = 2.0

@@ -50,15 +50,15 @@ def test_in_version_2_limits_are_written_and_read_back(tmp_path: Path) -> None:
     assert held == replace(LIMITS, swap_bytes=None)
 
 
-def test_a_kernel_that_cannot_give_only_what_nobody_wants_is_not_asked_to(tmp_path: Path) -> None:
+def test_where_a_cgroup_cannot_be_idle_it_weighs_the_least_while_it_waits(tmp_path: Path) -> None:
     waiting = v2(tmp_path)
     waiting.create(LIMITS)
+    weight = tmp_path / "corral" / "one" / "cpu.weight"
 
     waiting.yield_processor()
+    assert weight.read_text() == "1"
     waiting.begin()
-
-    assert not (tmp_path / "corral" / "one" / "cpu.idle").exists()
-    assert (tmp_path / "corral" / "one" / "cpu.weight").read_text() == "1"
+    assert weight.read_text() == "2"
 
 
 @given(cpus=st.floats(0.01, 1024))

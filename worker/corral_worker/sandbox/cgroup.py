@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterable
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
 import msgspec
 
@@ -265,19 +265,6 @@ def write(file: Path, value: str) -> None:
             f"{file} does not take {value!r}: {error.strerror}. Is the controller enabled for"
             " corral's cgroup?"
         ) from error
-
-
-def only_idle(directory: Path, value: Literal["0", "1"]) -> None:
-    """Say whether a cgroup gets only the processor time that nobody else wants.
-
-    Kernels before Linux 5.15 cannot: there it keeps the weight that it has.
-
-    Raises:
-        CgroupError: the kernel refuses.
-    """
-    file = directory / "cpu.idle"
-    if file.exists():
-        write(file, value)
 
 
 def check_no_swap() -> None:

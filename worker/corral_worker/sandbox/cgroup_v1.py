@@ -13,7 +13,6 @@ from corral_worker.sandbox.cgroup import (
     check_held,
     check_no_swap,
     make,
-    only_idle,
     pids_below,
     read_field,
     read_number,
@@ -28,7 +27,8 @@ NEEDED = frozenset({"memory", "pids", "cpu", "cpuacct"})
 _PERIOD_US = 100_000
 # The same for all: only among sandboxes does it count. With the kernel's own 1024 one that
 # computes keeps all else on the host waiting for seconds: docs/adr/0012-sandboxes-weigh-little.md.
-_SHARES = "4"
+_SHARES = "16"
+_WAITING_SHARES = "2"
 
 
 class CgroupV1:
@@ -99,10 +99,9 @@ class CgroupV1:
         )
 
     def yield_processor(self) -> None:
-        only_idle(self._cpu, "1")
+        write(self._cpu / "cpu.shares", _WAITING_SHARES)
 
     def begin(self) -> None:
-        only_idle(self._cpu, "0")
         write(self._cpu / "cpu.shares", _SHARES)
         write(self._memory / "memory.max_usage_in_bytes", "0")
 
