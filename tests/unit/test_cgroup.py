@@ -8,7 +8,6 @@ import signal
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, cast
 
 import pytest
 from hypothesis import given
@@ -163,14 +162,14 @@ def test_in_version_1_a_limit_that_the_kernel_lacks_refuses_the_sandbox(
 
 def lacking(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """Make it a kernel without that control file: nobody can make one in cgroupfs."""
-    real = Path.open
+    real = os.open
 
-    def open_(self: Path, mode: str, buffering: int) -> IO[bytes]:
-        if self.name == name:
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self))
-        return cast("IO[bytes]", real(self, mode, buffering))
+    def open_(path: Path, flags: int) -> int:
+        if path.name == name:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return real(path, flags)
 
-    monkeypatch.setattr(Path, "open", open_)
+    monkeypatch.setattr(os, "open", open_)
 
 
 def test_a_limit_of_swap_that_does_not_hold_is_refused() -> None:

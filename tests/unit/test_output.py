@@ -2,18 +2,14 @@ from __future__ import annotations
 
 import fcntl
 import os
-import threading
 
 import anyio
-import anyio.lowlevel
 import anyio.to_thread
 import pytest
 
-from corral_worker.process.capture import BoundedOutput
-from corral_worker.process.output import Pipe, drain, supply
+from corral_worker.process.output import Pipe, supply
 
 MIB = 1024**2
-CHUNK = 256 * 1024
 
 
 def is_open(descriptor: int) -> bool:
@@ -55,52 +51,6 @@ def test_only_the_parents_end_does_not_block_and_no_end_is_inherited(
         assert os.get_blocking(pipe.theirs)
         for end in (pipe.ours, pipe.theirs):
             assert fcntl.fcntl(end, fcntl.F_GETFD) & fcntl.FD_CLOEXEC
-
-
-async def test_everything_up_to_the_end_is_drained() -> None:
-    data = os.urandom(3 * MIB)
-    output = BoundedOutput(4 * MIB)
-    with Pipe(parent="read") as pipe:
-
-        def write() -> None:
-            with os.fdopen(os.dup(pipe.theirs), "wb") as file:
-                file.write(data)
-
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(drain, pipe.ours, output.feed)
-            await anyio.to_thread.run_sync(write)
-            pipe.close(pipe.theirs)
-
-    assert output.captured().data == data
-
-
-async def test_a_drain_that_is_cancelled_has_kept_what_it_read() -> None:
-    output = BoundedOutput(100)
-    with Pipe(parent="read") as pipe:
-        os.write(pipe.theirs, b"so far")
-        with anyio.move_on_after(0.05) as scope:
-            await drain(pipe.ours, output.feed)
-
-    assert scope.cancelled_caught
-    assert output.captured().data == b"so far"
-
-
-async def test_a_stream_without_end_lets_others_run() -> None:
-    stop = threading.Event()
-    with Pipe(parent="read") as pipe:
-
-        def flood() -> None:
-            while not stop.is_set():
-                os.write(pipe.theirs, bytes(4096))
-
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(drain, pipe.ours, BoundedOutput(10).feed)
-            async with anyio.create_task_group() as others:
-                others.start_soon(anyio.to_thread.run_sync, flood)
-                for _ in range(100):
-                    await anyio.lowlevel.checkpoint()
-                stop.set()
-            pipe.close(pipe.theirs)
 
 
 async def test_all_input_is_supplied_to_a_slow_reader() -> None:

@@ -11,7 +11,8 @@ import msgspec
 
 from corral_worker.process.capture import BoundedOutput, Captured
 from corral_worker.process.child import child_process
-from corral_worker.process.output import Pipe, drain
+from corral_worker.process.output import Pipe
+from corral_worker.process.reading import Reading
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 """Where tools are looked for, whatever the worker's own PATH says."""
@@ -84,11 +85,13 @@ async def call(
             out.close(out.theirs)
             err.close(err.theirs)
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(drain, out.ours, stdout.feed)
-                tasks.start_soon(drain, err.ours, stderr.feed)
-                status = await child.wait()
-                # A grandchild may hold the pipes open for ever.
-                tasks.cancel_scope.deadline = anyio.current_time() + _DRAIN_WITHIN_S
+                with Reading(tasks) as reading:
+                    reading.read(out.ours, stdout.feed)
+                    reading.read(err.ours, stderr.feed)
+                    status = await child.wait()
+                    # A grandchild may hold the pipes open for ever.
+                    with anyio.move_on_after(_DRAIN_WITHIN_S):
+                        await reading.ended()
     if status is None:
         raise CallTimeoutError(stdout.captured(), stderr.captured())
     return Completed(status=status, stdout=stdout.captured(), stderr=stderr.captured())

@@ -145,6 +145,11 @@ class BoundedOutput:
             self._put(self._memory, self._total, chunk)
         self._total += len(chunk)
 
+    @property
+    def is_settled(self) -> bool:
+        """Whether there is room for more in memory."""
+        return self._spool is None or len(self._fresh) <= _IN_MEMORY
+
     async def settle(self) -> None:
         """Write to the spool what is too much for the memory.
 
@@ -153,7 +158,7 @@ class BoundedOutput:
         Raises:
             OSError: the disk is full, for example.
         """
-        if self._spool is not None and len(self._fresh) > _IN_MEMORY:
+        if self._spool is not None and not self.is_settled:
             await in_thread(self._write_out, self._spool.directory, limiter=self._spool.writers)
 
     def captured(self) -> Captured:

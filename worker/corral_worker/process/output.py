@@ -1,10 +1,8 @@
-"""Pipes, and what reads and writes them."""
+"""Pipes, and what writes to them."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from types import TracebackType
 from typing import Literal, Self
 
@@ -46,37 +44,6 @@ class Pipe:
             if end in self._open:
                 self._open.remove(end)
                 os.close(end)
-
-
-async def read_some(descriptor: int) -> bytes:
-    """Return what a non-blocking descriptor holds, waiting for it; nothing at its end.
-
-    What is there is returned at once: nothing else may run meanwhile. Cancellation loses
-    nothing that was read.
-    """
-    while True:
-        with suppress(BlockingIOError):
-            return os.read(descriptor, _CHUNK)
-        await anyio.wait_readable(descriptor)
-
-
-async def drain(
-    descriptor: int,
-    feed: Callable[[bytes], None],
-    settle: Callable[[], Awaitable[None]] | None = None,
-) -> None:
-    """Read a non-blocking descriptor until its end, and give every chunk to ``feed``.
-
-    The program is never blocked by a full pipe for longer than the event loop
-    takes to come round, and ``settle``, awaited after each chunk, to return.
-    Cancellation loses nothing that was read.
-    """
-    while chunk := await read_some(descriptor):
-        feed(chunk)
-        if settle is not None:
-            await settle()
-        # A writer that is quicker than this reader must not have the event loop for itself.
-        await anyio.lowlevel.cancel_shielded_checkpoint()
 
 
 async def supply(descriptor: int, data: bytes) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import anyio
+import anyio.abc
 
 from corral import EffectiveLimits
 from corral_worker.process.thread import in_thread
@@ -18,6 +21,35 @@ _LOOK_S = 0.2
 _SELDOM_S = 1.0
 """While a program has little, a look at it is worth less than what many of them cost together."""
 _LOOK_CLOSELY_S = 0.02
+
+
+@contextmanager
+def enforcing(
+    limits: EffectiveLimits,
+    counters: Callable[[], Counters],
+    control: ControlSocket,
+    stop: Stop,
+    tasks: anyio.abc.TaskGroup,
+    *,
+    since: float,
+) -> Iterator[None]:
+    """Do what :func:`enforce` does for the length of the block, in a task if it lasts.
+
+    Most programs have ended before the first look: they cost no task.
+    """
+    scope = anyio.CancelScope()
+
+    async def look() -> None:
+        with scope:
+            await enforce(limits, counters, control, stop, since=since)
+
+    first_s = since + min(_LOOK_S, *_bounds_s(limits)) - time.monotonic()
+    later = asyncio.get_running_loop().call_later(max(0.0, first_s), tasks.start_soon, look)
+    try:
+        yield
+    finally:
+        later.cancel()
+        scope.cancel()
 
 
 async def enforce(
@@ -38,13 +70,11 @@ async def enforce(
         since: when the program started, in monotonic seconds.
     """
     disk = DiskLimit(limits.disk_bytes, control)
-    wall_at = since + limits.wall_s
-    # Below its rate limit the program cannot use its processor time up any sooner.
-    cpu_at = since + limits.cpu_time_s / limits.cpus
+    wall_at, cpu_at = (since + bound_s for bound_s in _bounds_s(limits))
     look_s = _LOOK_S
+    look_at = since + look_s
     while stop.cause is None:
-        now = time.monotonic()
-        await anyio.sleep(max(0.0, min(wall_at, cpu_at, now + look_s) - now))
+        await anyio.sleep(max(0.0, min(wall_at, cpu_at, look_at) - time.monotonic()))
         now = time.monotonic()
         if now >= wall_at:
             stop.request("wall_timeout")
@@ -60,3 +90,10 @@ async def enforce(
         cause = await disk.look(used, within_s=min(wall_at, cpu_at) - time.monotonic())
         if cause is not None:
             stop.request(cause)
+        look_at = now + look_s
+
+
+def _bounds_s(limits: EffectiveLimits) -> tuple[float, float]:
+    """Return the seconds of its wall limit, and those before which its processor time lasts."""
+    # Below its rate limit the program cannot use its processor time up any sooner.
+    return limits.wall_s, limits.cpu_time_s / limits.cpus

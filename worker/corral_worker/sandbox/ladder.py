@@ -34,8 +34,6 @@ _KILL_AGAIN_S = 0.01
 _LAST_WORDS_WITHIN_S = 0.5
 """Seconds that ``runsc run`` has to note the end of its sandbox; it needs up to 0.1."""
 _REAP_WITHIN_S = 1.0
-_LOOK_AGAIN_S = 0.5
-"""Seconds between two looks at the state file. Most often the log has told it long before."""
 
 _REQUESTED_BY: Mapping[KillCause, Literal["caller", "worker"]] = MappingProxyType(
     {
@@ -64,30 +62,19 @@ class Life:
         self.stdout = BoundedOutput(limits.output_bytes, spool)
         self.stderr = BoundedOutput(limits.output_bytes, spool)
         self.notes = Notes()
-        self._begun = anyio.Event()
-        self.patience = anyio.CancelScope()
-        """In which more of the log is waited for; cancelled at the end of the sandbox."""
 
     def note(self, chunk: bytes) -> None:
         """Take the next bytes of the log."""
         self.notes.feed(chunk)
         self.created |= self.notes.is_starting
-        if self.notes.begun:
-            self._begun.set()
 
-    def look(self) -> bool:
-        """Note how far the sandbox has come, and return whether its program runs."""
+    def look(self) -> float | None:
+        """Note how far the sandbox has come, and return since when its program runs."""
         status = self._state.status()
         self.created |= status is not None
         if self.running is None and (status == "running" or self.notes.begun):
             self.running = self.ended or max(self.began, time.monotonic() - self.notes.age_s())
-        return self.running is not None
-
-    async def wait_running(self) -> None:
-        """Return when the program runs: at once if the log says so, else by the state file."""
-        while not self.look():
-            with anyio.move_on_after(_LOOK_AGAIN_S):
-                await self._begun.wait()
+        return self.running
 
 
 class Ladder:
@@ -116,7 +103,7 @@ class Ladder:
             return
         stop.request("shutdown")
         life.killed = stop.cause
-        if life.look():
+        if life.look() is not None:
             await self._end_running(place, child, life)
         else:
             await self._end_starting(place, child, life)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import time
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
+from contextlib import AbstractContextManager, AsyncExitStack, ExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Protocol
 
@@ -21,17 +21,13 @@ from corral import (
     Job,
 )
 from corral_worker.process.capture import Spool
-from corral_worker.process.output import (
-    Pipe,
-    drain,
-    read_some,
-    supply,
-)
+from corral_worker.process.output import Pipe, supply
+from corral_worker.process.reading import Reading
 from corral_worker.process.thread import in_thread
 from corral_worker.sandbox.cgroup import CgroupError
 from corral_worker.sandbox.cgroup_host import CgroupHost
 from corral_worker.sandbox.control import ControlSocket
-from corral_worker.sandbox.enforce import enforce
+from corral_worker.sandbox.enforce import enforcing
 from corral_worker.sandbox.flood import OutputMeter
 from corral_worker.sandbox.holdings import Holdings
 from corral_worker.sandbox.host_failure import host_failures
@@ -43,6 +39,7 @@ from corral_worker.sandbox.runsc_errors import RunscError
 from corral_worker.sandbox.stop import Stop
 from corral_worker.sandbox.timing import Strain, read_strain
 from corral_worker.sandbox.verbs import Run
+from corral_worker.sandbox.watch import Watch
 
 _DRAIN_WITHIN_S = 1.0
 """Seconds to read what is left in the pipes once the sandbox is dead."""
@@ -203,51 +200,42 @@ class ColdStart:
                     raise ErrGVisorNotAvailable(
                         "the worker's runsc is gone, or was replaced", detail=error.detail
                     ) from error
-                for pipe in (stdin, stdout, stderr, notes):
-                    if pipe:
-                        pipe.close(pipe.theirs)
-                async with anyio.create_task_group() as drains:
-                    meter = OutputMeter(limits.output_kill_bytes, stop)
-                    drains.start_soon(
-                        drain, stdout.ours, meter.before(life.stdout.feed), life.stdout.settle
-                    )
-                    drains.start_soon(
-                        drain, stderr.ours, meter.before(life.stderr.feed), life.stderr.settle
-                    )
-                    drains.start_soon(_take_notes, notes.ours, life)
-                    try:
-                        async with anyio.create_task_group() as tasks:
-                            with stop.cancelling(tasks.cancel_scope):
-                                if stdin:
-                                    tasks.start_soon(supply_and_close, stdin, job.stdin)
-                                tasks.start_soon(self._watch, place, limits, life, stop)
+                for pipe in filter(None, (stdin, stdout, stderr, notes)):
+                    pipe.close(pipe.theirs)
+                async with anyio.create_task_group() as tasks:
+                    watch = self._watch(place, limits, life, stop, tasks)
+                    with Reading(tasks) as reading:
+                        meter = OutputMeter(limits.output_kill_bytes, stop)
+                        for pipe, output in ((stdout, life.stdout), (stderr, life.stderr)):
+                            feed = meter.before(output.feed)
+                            reading.read(pipe.ours, feed, settling=output)
+                        reading.read(notes.ours, watch.note, pause_s=_GULP_S)
+                        if stdin:
+                            tasks.start_soon(supply_and_close, stdin, job.stdin)
+                        try:
+                            with anyio.CancelScope() as scope, stop.cancelling(scope), watch:
                                 life.status = await child.wait()
                                 life.ended = time.monotonic()
-                                tasks.cancel_scope.cancel()
-                    finally:
-                        life.patience.cancel()
-                        with anyio.move_on_after(_TEARDOWN_WITHIN_S, shield=True):
-                            await self._ladder.end(place, child, life, stop)
-                    drains.cancel_scope.deadline = anyio.current_time() + _DRAIN_WITHIN_S
+                        finally:
+                            reading.hurry()
+                            with anyio.move_on_after(_TEARDOWN_WITHIN_S, shield=True):
+                                await self._ladder.end(place, child, life, stop)
+                        tasks.cancel_scope.deadline = anyio.current_time() + _DRAIN_WITHIN_S
+                        await reading.ended()
 
-    async def _watch(self, place: Place, limits: EffectiveLimits, life: Life, stop: Stop) -> None:
-        """Note when the program starts, and ask for the end when a limit is reached."""
-        with anyio.move_on_after(self._start_timeout_s):
-            await life.wait_running()
-        if life.running is None:
-            stop.request("start_timeout")
-            return
-        control = ControlSocket(self._runsc.control_socket(place.id))
-        await enforce(limits, place.counters, control, stop, since=life.running)
+    def _watch(
+        self,
+        place: Place,
+        limits: EffectiveLimits,
+        life: Life,
+        stop: Stop,
+        tasks: anyio.abc.TaskGroup,
+    ) -> Watch:
+        def enforced(since: float) -> AbstractContextManager[None]:
+            control = ControlSocket(self._runsc.control_socket(place.id))
+            return enforcing(limits, place.counters, control, stop, tasks, since=since)
 
-
-async def _take_notes(descriptor: int, life: Life) -> None:
-    with life.patience:
-        while chunk := await read_some(descriptor):
-            life.note(chunk)
-            await anyio.sleep(_GULP_S)
-        return
-    await drain(descriptor, life.note)
+        return Watch(life, stop, start_timeout_s=self._start_timeout_s, enforcing=enforced)
 
 
 async def supply_and_close(stdin: Pipe, data: bytes) -> None:

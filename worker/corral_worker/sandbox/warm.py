@@ -6,7 +6,6 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
-from functools import partial
 from pathlib import Path
 
 import anyio
@@ -15,7 +14,8 @@ import msgspec
 from corral import EffectiveLimits, ErrSandboxCreationFailed, HostLimits, Job
 from corral_worker.process.capture import Captured
 from corral_worker.process.child import ChildProcess
-from corral_worker.process.output import Pipe, drain
+from corral_worker.process.output import Pipe
+from corral_worker.process.reading import Reading
 from corral_worker.process.thread import in_thread
 from corral_worker.sandbox.bundle import SandboxSpec
 from corral_worker.sandbox.cgroup import CgroupError, Counters, wait_until_empty
@@ -27,7 +27,7 @@ from corral_worker.sandbox.containers import (
     Streams,
 )
 from corral_worker.sandbox.control import ControlSocket
-from corral_worker.sandbox.enforce import enforce
+from corral_worker.sandbox.enforce import enforcing
 from corral_worker.sandbox.flood import OutputMeter
 from corral_worker.sandbox.host_failure import host_failures
 from corral_worker.sandbox.ladder import Ladder, Life, kill_until_empty
@@ -139,45 +139,42 @@ class WarmStart:
     ) -> None:
         with ExitStack() as files:
             ends = _Ends(files, stdin=bool(job.stdin))
-            async with anyio.create_task_group() as drains:
-                meter = OutputMeter(limits.output_kill_bytes, stop)
-                drains.start_soon(
-                    drain, ends.stdout.ours, meter.before(life.stdout.feed), life.stdout.settle
-                )
-                drains.start_soon(
-                    drain, ends.stderr.ours, meter.before(life.stderr.feed), life.stderr.settle
-                )
-                try:
-                    async with anyio.create_task_group() as tasks:
-                        with stop.cancelling(tasks.cancel_scope):
+            async with anyio.create_task_group() as tasks:
+                with Reading(tasks) as reading:
+                    meter = OutputMeter(limits.output_kill_bytes, stop)
+                    for pipe, output in ((ends.stdout, life.stdout), (ends.stderr, life.stderr)):
+                        reading.read(pipe.ours, meter.before(output.feed), settling=output)
+                    try:
+                        with anyio.CancelScope() as scope, stop.cancelling(scope):
                             if stop.cause is None:
                                 spec = self._place.spec(job, limits, rootfs)
                                 await self._start(spec, ends, life, stop)
                             if life.running is not None:
                                 if ends.stdin:
                                     tasks.start_soon(supply_and_close, ends.stdin, job.stdin)
-                                watch = partial(enforce, since=life.running)
-                                tasks.start_soon(watch, limits, counters, self._control, stop)
-                                # Not before: the program would only start the later.
-                                tasks.start_soon(self._read_strain)
-                                await self._wait(limits, life)
-                            tasks.cancel_scope.cancel()
-                finally:
-                    ends.close_theirs()
-                    with anyio.move_on_after(_END_WITHIN_S, shield=True):
-                        await self._end(life, counters, stop)
-                drains.cancel_scope.deadline = anyio.current_time() + _DRAIN_WITHIN_S
+                                with enforcing(
+                                    limits, counters, self._control, stop, tasks, since=life.running
+                                ):
+                                    await self._wait(limits, life)
+                    finally:
+                        ends.close_theirs()
+                        with anyio.move_on_after(_END_WITHIN_S, shield=True):
+                            await self._end(life, counters, stop)
+                    reading.hurry()
+                    tasks.cancel_scope.deadline = anyio.current_time() + _DRAIN_WITHIN_S
+                    await reading.ended()
 
     async def _hand_over(self, limits: EffectiveLimits) -> tuple[HostLimits, Counters]:
+        def hand_over() -> tuple[HostLimits, Counters]:
+            self._strain = read_strain(time.monotonic())
+            return self._place.hand_over(limits)
+
         try:
-            return await in_thread(self._place.hand_over, limits)
+            return await in_thread(hand_over)
         except CgroupError as error:
             raise ErrSandboxCreationFailed(
                 "the job's limits cannot be enforced on this host", detail=str(error)
             ) from error
-
-    async def _read_strain(self) -> None:
-        self._strain = await in_thread(lambda: read_strain(time.monotonic()))
 
     async def _start(self, spec: SandboxSpec, ends: _Ends, life: Life, stop: Stop) -> None:
         """Start the program; ``life`` notes whether it runs."""
