@@ -48,7 +48,7 @@ bench-queue: setup-test ## Measure the queue beside a stock arq worker
 	$(BIN)/python tests/bench/bench_queue.py
 
 bench-kill: setup-test ## Measure how soon a sandbox is dead after a cancel or a limit
-	$(BIN)/python tests/bench/bench_kill.py
+	PYTHONPATH=tests $(BIN)/python -m bench.bench_kill
 
 lint: setup ## Check style and formatting
 	$(BIN)/ruff check $(CODE) && $(BIN)/ruff format --check $(CODE)

@@ -12,7 +12,7 @@ import argparse
 import os
 import signal
 import sys
-import time
+import traceback
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -20,11 +20,12 @@ from pathlib import Path
 import anyio
 import msgspec
 from bench import bench_kill, burden
-from bench.bare import Bare
+from bench.bare import LANES, Bare
 from bench.bindings import Bindings
-from bench.figures import Figures, table
+from bench.figures import ALWAYS, Figures, table
 from bench.ground import Ground, ground
 from bench.latency import Latency
+from bench.processors import Processors
 from bench.throughput import Throughput
 
 _QUICK = ("latency", "throughput")
@@ -35,7 +36,11 @@ _KILLS = 20
 async def measure(
     on: Ground, figures: Figures, sections: Sequence[str], *, quick: bool, with_bindings: bool
 ) -> None:
-    """Measure the sections named, and add their figures."""
+    """Measure the sections named, one after the other, and add their figures.
+
+    One that fails is told of, and the others are measured all the same. Cancelled, it adds what
+    was measured until then.
+    """
     bares = {"bare_dir": Bare(on, "dir"), "bare_erofs": Bare(on, "erofs")}
     for bare in bares.values():
         await bare.prepare()
@@ -43,26 +48,32 @@ async def measure(
     with ExitStack() as stack:
         if with_bindings:
             await bindings.install(stack)
-        if "latency" in sections:
-            figures |= await Latency(bindings).measure(
-                on, bares, rounds=5 if quick else 30, at_most_s=15 if quick else 600
-            )
-        if "throughput" in sections:
-            figures |= await Throughput(bindings).measure(
-                on,
-                bares,
-                concurrencies=(2, 4) if quick else (2, 4, 8),
+        latency = Latency(on, bares, bindings)
+        throughput = Throughput(on, bares, bindings)
+        ways = {
+            "latency": lambda: latency.measure(rounds=3 if quick else 30),
+            "throughput": lambda: throughput.measure(
+                concurrencies=(LANES,) if quick else (LANES // 2, LANES),
                 turns=1 if quick else 5,
-                turn_s=1.5 if quick else 3,
-            )
-        if "ends" in sections:
-            figures |= await bench_kill.measure(_KILLS)
-        if "output" in sections:
-            figures |= await burden.output(on, bares, runs=3)
-        if "many" in sections:
-            figures |= await burden.many(on)
-        if "crowd" in sections:
-            figures |= await burden.crowd(on)
+                turn_s=2 if quick else 3,
+            ),
+            "ends": lambda: bench_kill.measure(_KILLS, figures),
+            "output": lambda: burden.output(on, bares, figures, runs=3),
+            "many": lambda: burden.many(on, figures),
+            "crowd": lambda: burden.crowd(on, figures),
+        }
+        try:
+            for section in sections:
+                try:
+                    await ways[section]()
+                except Exception as error:  # noqa: BLE001 - whatever it is, others may go well
+                    traceback.print_exc()
+                    figures[f"{section}_failed"] = f"{type(error).__name__}: {error}"
+        finally:
+            if "latency" in sections:
+                figures |= latency.figures()
+            if "throughput" in sections:
+                figures |= throughput.figures()
 
 
 def main() -> None:
@@ -76,7 +87,7 @@ def main() -> None:
     # Whoever stops this wants it cleaned up, however it is said.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
-    began = time.monotonic()
+    began = Processors.now()
     figures: Figures = {"load_before": round(os.getloadavg()[0], 1), "processors": os.cpu_count()}
     try:
         with ground() as on:
@@ -87,12 +98,17 @@ def main() -> None:
             )
     finally:
         # What was measured before something failed took its time, too.
-        figures["took_s"] = round(time.monotonic() - began, 1)
+        since = Processors.now().since(began)
+        figures["took_s"] = round(since.at_s, 1)
+        figures["stolen_percent"] = round(since.stolen_percent(), 1)
+        figures |= {name: None for name in ALWAYS if name not in figures}
         options.json.parent.mkdir(parents=True, exist_ok=True)
         written = msgspec.json.format(msgspec.json.encode(figures), indent=2)
         options.json.write_bytes(written + b"\n")
     for line in table(figures):
         sys.stdout.write(line + "\n")
+    if any(name.endswith("_failed") for name in figures):
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Measures how soon a real sandbox is dead: after a cancel, and after its wall limit.
 
-Usage: bench_kill.py [--runs N] [--json FILE]
+Usage: PYTHONPATH=tests python -m bench.bench_kill [--runs N] [--json FILE]
 Needs root, runsc and the image ``base``. Runs one sandbox at a time, the kinds in turn.
 Prints a table and writes a flat JSON object.
 """
@@ -18,6 +18,7 @@ from pathlib import Path
 
 import anyio
 import msgspec
+from bench.figures import Figures, table
 
 from corral import EffectiveLimits, Job
 from corral_worker.images.store import ImageStore
@@ -48,6 +49,16 @@ class Bench:
         self._rootfs = rootfs
         self.times: dict[str, list[float]] = {}
         self.survivors = 0
+        self.runs = 0
+
+    def figures(self) -> Figures:
+        """Return the percentiles of all times until now, in milliseconds."""
+        figures: Figures = {
+            f"{figure}_p{round(100 * share)}_ms": round(1000 * percentile(times, share), 1)
+            for figure, times in self.times.items()
+            for share in (0.5, 0.99)
+        }
+        return {**figures, "not_seen_dead": self.survivors, "runs": self.runs}
 
     async def cancel(self, name: str) -> None:
         """Cancel a program some time after its start."""
@@ -97,7 +108,8 @@ def percentile(values: Sequence[float], share: float) -> float:
     return sorted(values)[max(0, math.ceil(share * len(values)) - 1)]
 
 
-async def measure(runs: int) -> dict[str, float]:
+async def measure(runs: int, figures: Figures) -> None:
+    """Add what so many runs show; if it raises, what those before have shown."""
     settings = Settings(redis_url=Secret(""))
     rootfs = (await ImageStore(settings.images).resolve("base")).rootfs
     cgroups = CgroupHost.of_this_host(f"/corral-bench-{os.getpid()}")
@@ -121,19 +133,17 @@ async def measure(runs: int) -> dict[str, float]:
                 start_timeout_s=60,
             )
             bench = Bench(sandboxes, runsc, rootfs)
-            async with reaping():
-                for _ in range(runs):
-                    for program in PROGRAMS:
-                        await bench.cancel(program)
-                        await bench.overrun(program)
+            try:
+                async with reaping():
+                    for _ in range(runs):
+                        for program in PROGRAMS:
+                            await bench.cancel(program)
+                            await bench.overrun(program)
+                        bench.runs += 1
+            finally:
+                figures |= bench.figures()
     finally:
         cgroups.release()
-    figures = {
-        f"{figure}_p{round(100 * share)}_ms": round(1000 * percentile(times, share), 1)
-        for figure, times in bench.times.items()
-        for share in (0.5, 0.99)
-    }
-    return {**figures, "not_seen_dead": bench.survivors, "runs": runs}
 
 
 def main() -> None:
@@ -141,11 +151,14 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=100)
     parser.add_argument("--json", type=Path, default=Path("build/bench/kill.json"))
     options = parser.parse_args()
-    figures = anyio.run(measure, options.runs)
-    options.json.parent.mkdir(parents=True, exist_ok=True)
-    options.json.write_bytes(msgspec.json.format(msgspec.json.encode(figures), indent=2))
-    for name, value in figures.items():
-        sys.stdout.write(f"{name:36} {value:9.1f}\n")
+    figures: Figures = {}
+    try:
+        anyio.run(measure, options.runs, figures)
+    finally:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_bytes(msgspec.json.format(msgspec.json.encode(figures), indent=2))
+    for line in table(figures):
+        sys.stdout.write(line + "\n")
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ _SLEEPER = Job(argv=("sleep", "800"), image="base", limits=_LIMITS)
 _FLOOD = Job(argv=("yes",), image="base", limits=_LIMITS)
 
 
-async def output(ground: Ground, bares: dict[str, Bare], *, runs: int) -> Figures:
+async def output(ground: Ground, bares: dict[str, Bare], figures: Figures, *, runs: int) -> None:
     """Measure one job with much output: its rate, and the worker's peak memory."""
     rates: list[float] = []
     bare_rates: list[float] = []
@@ -51,7 +51,7 @@ async def output(ground: Ground, bares: dict[str, Bare], *, runs: int) -> Figure
             result = await worker.run(PROGRAMS["output"])
             rates.append(_OUTPUT_MB / (time.monotonic() - began))
             assert result.stdout_bytes == _OUTPUT_MB * 1024 * 1024
-        return {
+        figures |= {
             "bare_output_mb_per_s": round(max(bare_rates), 1),
             "output_mb_per_s": round(max(rates), 1),
             "output_worker_before_mb": round(before, 1),
@@ -59,9 +59,8 @@ async def output(ground: Ground, bares: dict[str, Bare], *, runs: int) -> Figure
         }
 
 
-async def many(ground: Ground) -> Figures:
+async def many(ground: Ground, figures: Figures) -> None:
     """Measure how the costs grow with the number of sleeping jobs, and what waits."""
-    figures: Figures = {}
     plans = {"many": _MANY_PLAN, "waiting": Plan(slots=4, warm=4)}
     async with serving(ground, plans) as served:
         waiting, worker = served["waiting"], served["many"]
@@ -83,16 +82,14 @@ async def many(ground: Ground) -> Figures:
                 1000 * spent.worker / _WATCHED_S, 1
             )
         await _cancel(jobs)
-    return figures
 
 
-async def crowd(ground: Ground) -> Figures:
+async def crowd(ground: Ground, figures: Figures) -> None:
     """Measure a worker with as many jobs as it can have: those that sleep, then those that flood.
 
     Those that flood all end at the same moment, each with as much output as is kept. What it
     runs is a stand-in for runsc: these are the worker's own costs.
     """
-    figures: Figures = {}
     async with serving(ground, {"crowd": _CROWD_PLAN}) as served:
         worker = served["crowd"]
         for kind, job in (("sleeping", _SLEEPER), ("flooding", _FLOOD)):
@@ -111,7 +108,6 @@ async def crowd(ground: Ground) -> Figures:
                 worker.forget_peak()
             await _cancel(jobs)
         figures[f"worker_peak_mb_{_MANY}_ending"] = round(worker.peak_memory_mb(), 1)
-    return figures
 
 
 async def _running(worker: Served, count: int) -> None:

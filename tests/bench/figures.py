@@ -9,6 +9,20 @@ import msgspec
 Figures = dict[str, float | str | None]
 """By name, with the unit in it. What could not be measured is None."""
 
+ALWAYS = (
+    *(
+        f"{way}_{program}_p50_ms"
+        for program in ("true", "python")
+        for way in ("bare_run", "bare_erofs", "warm", "cold", "arq", "gvisor")
+    ),
+    *(f"{way}_jobs_per_s" for way in ("bare_dir", "bare_erofs", "cold", "pool", "arq", "gvisor")),
+    "bare_dir_cpu_ms_per_job",
+    "bare_erofs_cpu_ms_per_job",
+    "worker_cpu_ms_per_job",
+    "worker_peak_mb_256",
+)
+"""Figures that are there whatever was measured, or went wrong."""
+
 
 class Target(msgspec.Struct, frozen=True, kw_only=True):
     """A figure to reach, or a ratio of two."""

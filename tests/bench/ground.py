@@ -34,7 +34,9 @@ class Ground:
         self.directory = directory
         self.parent = f"/corral-bench-{os.getpid()}"
         self._processes: list[subprocess.Popen[bytes]] = []
-        CgroupHost.of_this_host(self.parent).prepare()
+        cgroups = CgroupHost.of_this_host(self.parent)
+        cgroups.prepare()
+        self.cgroup_version = cgroups.version
 
     def start(
         self, command: Sequence[str], log: Path, environ: Mapping[str, str] | None = None

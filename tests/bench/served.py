@@ -12,13 +12,14 @@ import anyio
 import msgspec
 from bench.bare import IMAGES
 from bench.ground import Ground
+from bench.processors import spent_by
 
 from corral import Client, Job, Result
 
 _READY_WITHIN_S = 120.0
 _ENDED_WITHIN_S = 300.0
 _CLOSED_WITHIN_S = 5.0
-_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+_FILLED_WITHIN_S = 15.0
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
@@ -37,6 +38,12 @@ class Spent(msgspec.Struct, frozen=True, kw_only=True):
     redis: float
     runsc: float
     """Of the worker's children, with all that they have waited for: the sandboxes."""
+
+    @classmethod
+    def by(cls, worker: int, redis: int) -> Spent:
+        """Return what two processes have spent until now."""
+        own, children = spent_by(worker)
+        return cls(worker=own, redis=spent_by(redis)[0], runsc=children)
 
     def since(self, before: Spent) -> Spent:
         return Spent(
@@ -92,6 +99,21 @@ class Served:
         submitted = await self.client.submit(job, tenant="bench")
         return await submitted.result(timeout=_ENDED_WITHIN_S)
 
+    async def exercise(self, job: Job) -> None:
+        """Have as many jobs run at one time as can, so that none later is the worker's first."""
+        async with anyio.create_task_group() as tasks:
+            # As many sandboxes wait as jobs came of late, if no more than may.
+            for _ in range(max(self.plan.slots, self.plan.warm)):
+                tasks.start_soon(self.run, job)
+
+    async def filled(self) -> bool:
+        """Wait until as many sandboxes wait as may, while no job runs; false if that takes long."""
+        with anyio.move_on_after(_FILLED_WITHIN_S):
+            while self.sandboxes() < self.plan.warm:
+                await anyio.sleep(0.02)
+            return True
+        return False
+
     def sandboxes(self) -> int:
         """Return how many sandboxes run now, with or without a job."""
         return sum(
@@ -100,9 +122,7 @@ class Served:
 
     def spent(self) -> Spent:
         """Return the processor time spent until now."""
-        own, children = _times(self.worker.pid)
-        redis, _ = _times(self.redis.pid)
-        return Spent(worker=own, redis=redis, runsc=children)
+        return Spent.by(self.worker.pid, self.redis.pid)
 
     def memory_mb(self) -> float:
         """Return the worker's memory now, in units of 1024 * 1024 bytes."""
@@ -153,10 +173,3 @@ def _read(path: Path) -> bytes:
         return path.read_bytes()
     except OSError:
         return b""
-
-
-def _times(pid: int) -> tuple[float, float]:
-    """Return a process's own seconds of processor time, and its children's."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
-    user, system, child_user, child_system = map(int, fields[11:15])
-    return (user + system) / _TICKS_PER_S, (child_user + child_system) / _TICKS_PER_S

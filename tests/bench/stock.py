@@ -22,6 +22,7 @@ from arq.connections import ArqRedis, RedisSettings
 from arq.worker import Worker, func
 from bench.bare import LANES, PROGRAMS, Bare
 from bench.ground import Ground
+from bench.served import Spent
 
 _READY_WITHIN_S = 60.0
 _ENDED_WITHIN_S = 120.0
@@ -32,8 +33,10 @@ _OFTEN_S = 0.1
 class Stock:
     """A running worker, and its callers' side. All that can be set is as arq has it."""
 
-    def __init__(self, pool: ArqRedis) -> None:
+    def __init__(self, pool: ArqRedis, worker: int, redis: int) -> None:
         self._pool = pool
+        self._worker = worker
+        self._redis = redis
 
     async def run(self, program: str) -> float:
         """Enqueue a job, and return the seconds until its result was seen."""
@@ -49,11 +52,15 @@ class Stock:
         assert job is not None
         await job.result(timeout=_ENDED_WITHIN_S, poll_delay=_OFTEN_S)
 
+    def spent(self) -> Spent:
+        """Return the processor time spent until now."""
+        return Spent.by(self._worker, self._redis)
+
 
 @asynccontextmanager
-async def stock_worker(ground: Ground, bare: Bare, slots: int) -> AsyncIterator[Stock]:
+async def stock_worker(ground: Ground, bare: Bare, slots: int, name: str) -> AsyncIterator[Stock]:
     """Run a worker for the block, with a Redis of its own."""
-    directory = ground.directory / f"arq-{slots}"
+    directory = ground.directory / name
     directory.mkdir()
     redis, url = ground.start_redis(directory)
     commands = directory / "commands.json"
@@ -70,7 +77,7 @@ async def stock_worker(ground: Ground, bare: Bare, slots: int) -> AsyncIterator[
             while not await pool.exists(_HEALTH):
                 assert worker.poll() is None, (directory / "worker.log").read_text()
                 await anyio.sleep(0.02)
-        yield Stock(pool)
+        yield Stock(pool, worker.pid, redis.pid)
         await pool.aclose(close_connection_pool=True)
     finally:
         await ground.stop([worker])
