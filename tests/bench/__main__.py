@@ -79,7 +79,7 @@ async def measure(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="latency and throughput, fewer runs")
-    parser.add_argument("--bindings", action="store_true", help="Google's, too (experimental)")
+    parser.add_argument("--bindings", action="store_true", help="Google's, too: installs them")
     parser.add_argument("--only", action="append", choices=_SECTIONS, help="may be repeated")
     parser.add_argument("--json", type=Path, default=Path("build/bench/sandbox.json"))
     options = parser.parse_args()
