@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+from contextlib import suppress
 from pathlib import Path
 
 import anyio
 
+from corral_worker.sandbox.cgroup import heads
 from corral_worker.sandbox.cgroup_host import CgroupHost
 from corral_worker.sandbox.runsc import Runsc
 
@@ -18,7 +20,12 @@ class OnHost:
     """The processes of one sandbox."""
 
     def __init__(self, identifier: str, cgroups: CgroupHost) -> None:
+        self.identifier = identifier
         self.cgroup = cgroups.sandbox(identifier)
+
+    def stands(self) -> bool:
+        """Return whether its sentry is stopped. Processes of guests stop when they are made."""
+        return any(map(stands, heads(self.cgroup.processes())))
 
     def runsc_run(self) -> int:
         """Return the pid of its ``runsc run``: the parent of the sentry, outside of the cgroup."""
@@ -46,20 +53,42 @@ class OnHost:
         with anyio.fail_after(_RUNS_WITHIN_S):
             while pids := self.cgroup.processes():
                 for pid in pids:
-                    os.kill(pid, signal.SIGKILL)
+                    # What the sentry has started can have gone with it by now.
+                    with suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
                 await anyio.sleep(0.005)
 
 
 async def running(runsc: Runsc, cgroups: CgroupHost) -> OnHost:
     """Return the one sandbox that runs, once it does."""
     with anyio.fail_after(_RUNS_WITHIN_S):
-        while True:
-            for file in runsc.root.glob("*.state"):
-                _, _, name = file.stem.partition("_sandbox:")
-                if runsc.state(name).status() == "running":
-                    return OnHost(name, cgroups)
+        while not (found := running_ones(runsc, cgroups)):
             await anyio.sleep(0.002)
+        return found[0]
+
+
+def running_ones(runsc: Runsc, cgroups: CgroupHost) -> list[OnHost]:
+    """Return all sandboxes that run."""
+    names = (file.stem.partition("_sandbox:")[2] for file in runsc.root.glob("*.state"))
+    return [
+        OnHost(name, cgroups)
+        for name in dict.fromkeys(names)
+        if runsc.state(name).status() == "running"
+    ]
+
+
+def stands(pid: int) -> bool:
+    """Return whether a process is stopped."""
+    return _stat(pid).startswith("T")
 
 
 def _parent(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    return int(_stat(pid).split()[1])
+
+
+def _stat(pid: int) -> str:
+    """Return what the kernel says behind the name, beginning with the state: see proc(5)."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2]
+    except (FileNotFoundError, ProcessLookupError):
+        return "X 0"

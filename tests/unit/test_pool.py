@@ -80,6 +80,8 @@ class Waiting(Prepared):
         self.shape = shape
         self._host = host
         self._over = anyio.Event()
+        self.rests = False
+        host.prepared.append(self)
 
     async def live(self, ready: Callable[[], None]) -> None:
         if self.shape in self._host.impossible:
@@ -90,13 +92,24 @@ class Waiting(Prepared):
             await self._over.wait()
         finally:
             self._host.alive -= 1
+            self._host.prepared.remove(self)
+
+    def die(self) -> None:
+        self._over.set()
 
     @asynccontextmanager
     async def taken(self) -> AsyncIterator[WarmStart]:
+        self.wake()
         try:
             yield Start(self._host.warm)
         finally:
             self._over.set()
+
+    def rest(self) -> None:
+        self.rests = True
+
+    def wake(self) -> None:
+        self.rests = False
 
     def dismiss(self) -> None:
         self._host.dismissed += 1
@@ -113,10 +126,15 @@ class Host:
         self.warm = Ways(WARM)
         self.impossible: set[Shape] = set()
         self.made: list[Shape] = []
+        self.prepared: list[Waiting] = []
         self.alive = 0
         self.dismissed = 0
         self.now = 0.0
         self.idle_processors = 0.0
+
+    def resting(self, shape: Shape | None = None) -> list[bool]:
+        """Return which of those that wait, oldest first, stand still."""
+        return [one.rests for one in self.prepared if shape in {None, one.shape}]
 
     def prepare(self, shape: Shape) -> Prepared:
         self.made.append(shape)
@@ -299,6 +317,68 @@ async def test_a_shape_that_cannot_be_made_ready_is_left_alone_for_a_while_and_o
         assert host.made.count(Shape.of(OTHER)) == 1
         host.now += 61
         await until(lambda: host.made.count(Shape.of(OTHER)) == 2)
+
+
+# Who is awake
+
+
+@asynccontextmanager
+async def full(host: Host, sandboxes: int) -> AsyncIterator[Pool]:
+    """A pool in which so many of one shape wait."""
+    async with host.pool(sandboxes=sandboxes) as pool:
+        for _ in range(sandboxes):
+            await run(pool, LIMITS)
+        await until(lambda: pool.waiting == sandboxes)
+        yield pool
+
+
+async def test_the_only_one_that_waits_is_awake(host: Host) -> None:
+    async with full(host, 1):
+        await anyio.sleep(0.05)
+        assert host.resting() == [False]
+
+
+async def test_of_those_that_wait_only_the_next_to_be_taken_is_awake(host: Host) -> None:
+    async with full(host, 3):
+        await until(lambda: host.resting() == [False, True, True])
+
+
+async def test_of_each_shape_one_is_awake(host: Host) -> None:
+    async with host.pool(sandboxes=4) as pool:
+        for limits in (LIMITS, OTHER, LIMITS, OTHER):
+            await run(pool, limits)
+        await until(lambda: pool.waiting == 4)
+        shapes = (Shape.of(LIMITS), Shape.of(OTHER))
+        await until(lambda: [host.resting(shape) for shape in shapes] == [[False, True]] * 2)
+
+
+async def test_when_one_was_used_the_next_one_is_awake(host: Host) -> None:
+    async with full(host, 3) as pool:
+        await until(lambda: host.resting() == [False, True, True])
+        _, second, third = host.prepared
+        await run(pool)
+        await until(lambda: not second.rests)
+        assert third.rests
+
+
+async def test_when_the_one_that_was_awake_has_died_the_next_one_is(host: Host) -> None:
+    async with full(host, 2):
+        await until(lambda: host.resting() == [False, True])
+        first, second = host.prepared
+        first.die()
+        await until(lambda: not second.rests)
+
+
+async def test_all_that_jobs_have_taken_are_awake_however_many_come_at_once(host: Host) -> None:
+    async with full(host, 3) as pool, anyio.create_task_group() as tasks:
+        await until(lambda: host.resting() == [False, True, True])
+        host.warm.may_end = anyio.Event()
+        for _ in range(3):
+            tasks.start_soon(run, pool)
+        await until(lambda: pool.waiting == 0)
+        await anyio.sleep(0.05)
+        assert host.resting() == [False] * 3
+        host.warm.may_end.set()
 
 
 async def test_an_open_pool_makes_itself_ready_and_leaves_nothing(host: Host) -> None:

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from corral_worker.pool.prepared import Shape
-from corral_worker.pool.sizing import BURST_S, REMEMBERED_S, Demand, wanted
+from corral_worker.pool.sizing import BURST_S, REMEMBERED_S, Demand, next_ones, wanted
 
 SMALL = Shape(memory_bytes=1, cpus=1)
 LARGE = Shape(memory_bytes=2, cpus=1)
@@ -74,3 +74,13 @@ def test_a_burst_is_never_more_than_all_that_came(arrivals: list[tuple[float, Sh
     recent = [shape for at, shape in arrivals if at > now - REMEMBERED_S]
     assert found.keys() == set(recent)
     assert all(1 <= number <= recent.count(shape) for shape, number in found.items())
+
+
+@given(st.lists(shapes))
+def test_the_next_one_of_each_shape_is_the_one_that_has_waited_longest(
+    waiting: list[Shape],
+) -> None:
+    following = next_ones(waiting)
+
+    assert {waiting[place] for place in following} == set(waiting)
+    assert all(waiting[place] not in waiting[:place] for place in following)

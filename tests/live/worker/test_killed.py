@@ -10,6 +10,7 @@ import anyio
 import anyio.to_thread
 import pytest
 from support.host_traces import mentions
+from support.on_host import stands
 from support.workers import (
     HELLO,
     SLEEPER,
@@ -21,7 +22,7 @@ from support.workers import (
 )
 
 from corral import Client, Job, JobStatus, Limits, Outcome
-from corral_worker.sandbox.cgroup import pids_below, remove_below, signal_all
+from corral_worker.sandbox.cgroup import heads, pids_below, remove_below, signal_all
 
 pytestmark = pytest.mark.live
 
@@ -70,6 +71,28 @@ async def test_a_worker_that_is_killed_takes_along_what_waits_for_a_job(
                 starts.append(result.provenance.start)
                 await anyio.sleep(0.5)
             while not running_programs(state_dir):
+                await anyio.sleep(0.01)
+
+        worker.process.kill()
+        with anyio.fail_after(120):
+            while mentions(str(state_dir)) or any(map(pids_below, sandbox_cgroups(environ))):
+                await anyio.sleep(0.01)
+
+
+async def test_a_worker_that_is_killed_takes_along_what_stands_still_while_it_waits(
+    environ: dict[str, str], client: Client, state_dir: Path
+) -> None:
+    environ["CORRAL_WARM_SANDBOXES"] = "3"
+
+    def standing() -> set[int]:
+        pids = {pid for cgroup in sandbox_cgroups(environ) for pid in pids_below(cgroup)}
+        return {pid for pid in heads(pids) if stands(pid)}
+
+    async with _cgroups_removed(environ), started_worker(environ) as worker:
+        for submitted in [await client.submit(HELLO) for _ in range(3)]:
+            await submitted.result(timeout=60)
+        with anyio.fail_after(120):
+            while len(standing()) != 2:
                 await anyio.sleep(0.01)
 
         worker.process.kill()

@@ -19,7 +19,7 @@ from corral_worker.admission.decision import Shortage
 from corral_worker.admission.gate import Gate
 from corral_worker.pool.idleness import Idleness
 from corral_worker.pool.prepared import NotPreparedError, Prepared, Shape
-from corral_worker.pool.sizing import Demand, wanted
+from corral_worker.pool.sizing import Demand, next_ones, wanted
 from corral_worker.sandbox.containers import SandboxGoneError
 from corral_worker.sandbox.lifecycle import Sandboxes
 from corral_worker.sandbox.report import Report
@@ -180,6 +180,7 @@ class Pool:
         while True:
             want = self._wanted()
             self._drop_what_nobody_wants(want)
+            self._let_rest()
             stock = self._stock()
             missing = [
                 shape
@@ -241,6 +242,20 @@ class Pool:
         member.state = "ending"
         member.prepared.dismiss()
         return True
+
+    def _let_rest(self) -> None:
+        """Have all that wait stand still, but for the next one of each shape.
+
+        Not at once when one is taken, for its job would feel it; when the job has ended, or at the
+        next look. Whichever is taken until then wakes by itself.
+        """
+        ready = [member.prepared for member in self._members if member.state == "ready"]
+        awake = next_ones([prepared.shape for prepared in ready])
+        for place, prepared in enumerate(ready):
+            if place in awake:
+                prepared.wake()
+            else:
+                prepared.rest()
 
     def _put_off(self, shape: Shape) -> None:
         now = self._clock()

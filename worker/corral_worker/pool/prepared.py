@@ -31,6 +31,7 @@ from corral_worker.sandbox.notes import Notes
 from corral_worker.sandbox.place import Place
 from corral_worker.sandbox.runsc import Runsc
 from corral_worker.sandbox.runsc_errors import RunscError
+from corral_worker.sandbox.sentry import Sentry
 from corral_worker.sandbox.verbs import Run
 from corral_worker.sandbox.warm import JOB, WarmStart
 
@@ -94,6 +95,7 @@ class Prepared:
         self._pause = pause
         self._start_timeout_s = start_timeout_s
         self._start: WarmStart | None = None
+        self._sentry: Sentry | None = None
         self._wanted = anyio.Event()
         self._done = anyio.Event()
         self._gone = False
@@ -130,26 +132,33 @@ class Prepared:
         async with self._places() as (place, _):
             try:
                 await in_thread(place.prepare, Job(argv=PAUSE), self._limits(), self._pause)
-                async with (
-                    self._runsc.run(
-                        Run(id=place.id, bundle=place.bundle),
-                        place.logs,
-                        stdin=subprocess.DEVNULL,
-                        stdout=subprocess.DEVNULL,
-                        stderr=subprocess.DEVNULL,
-                    ) as child,
-                    self._ways.open(way, place.id, place.bundle) as containers,
-                ):
-                    try:
-                        await self._live(place, child, containers, failed, ready)
-                    finally:
-                        self._gone = self._start is not None
-                        await _end(place, child)
+                # Known for as long as somebody can take the sandbox.
+                with Sentry(place.cgroup) as self._sentry:
+                    await self._boot(place, way, failed, ready)
             except (CgroupError, RunscError, OSError) as error:
                 self._failure = str(error)
             if self._failure:
                 book = await in_thread(place.log_book, Notes())
                 self._failure = "; ".join((self._failure, *book.errors[-1:], book.panic[:_SAID]))
+
+    async def _boot(
+        self, place: Place, way: StartWay, failed: Sequence[Failure], ready: Callable[[], None]
+    ) -> None:
+        async with (
+            self._runsc.run(
+                Run(id=place.id, bundle=place.bundle),
+                place.logs,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            ) as child,
+            self._ways.open(way, place.id, place.bundle) as containers,
+        ):
+            try:
+                await self._live(place, child, containers, failed, ready)
+            finally:
+                self._gone = self._start is not None
+                await _end(place, child)
 
     @asynccontextmanager
     async def taken(self) -> AsyncIterator[WarmStart]:
@@ -160,6 +169,7 @@ class Prepared:
         Raises:
             SandboxGoneError: it has ended by itself.
         """
+        self.wake()
         # No turn of the event loop before the job's own: from here on nobody else looks after it.
         self._wanted.set()
         try:
@@ -168,6 +178,19 @@ class Prepared:
             yield self._start
         finally:
             self._done.set()
+
+    def rest(self) -> None:
+        """Have it stand still, where that can be done, until :meth:`wake` or :meth:`taken`.
+
+        Only one that is ready and waits does. It can still be dismissed, and die.
+        """
+        if self._sentry and not self._wanted.is_set():
+            self._sentry.stop()
+
+    def wake(self) -> None:
+        """Have it go on, if it stands still."""
+        if self._sentry:
+            self._sentry.go_on()
 
     def dismiss(self) -> None:
         """Give up a sandbox that nobody has taken. Returns at once; :meth:`live` ends it."""
@@ -217,6 +240,10 @@ class Prepared:
                 self._spoken_to = True
                 trouble = await self._say_hello(place, containers)
                 await containers.create(JOB, within_s=_CALL_WITHIN_S)
+                if self._sentry:
+                    # Where the host cannot say which process it is, it never rests: no trouble.
+                    with suppress(OSError):
+                        await in_thread(self._sentry.find)
         except TimeoutError as error:
             return f"it was not ready within its budget: {error}"
         except (RefusedError, SandboxLostError) as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from corral_worker.pool.prepared import Shape
 
@@ -57,3 +57,11 @@ def wanted(bursts: Mapping[Shape, int], most: int) -> dict[Shape, int]:
         given[shape] += more
         left -= more
     return given
+
+
+def next_ones(waiting: Sequence[Shape]) -> frozenset[int]:
+    """Return the places, in the order they are taken in, of those that are next of their shape.
+
+    They stay awake for their job: docs/adr/0013-those-that-wait-stand-still-but-for-the-next.md.
+    """
+    return frozenset(map(waiting.index, waiting))

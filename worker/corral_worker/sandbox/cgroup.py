@@ -170,9 +170,15 @@ def signal_all(pids: Iterable[int]) -> None:
     """
     # The kernel shows a process of another pid namespace as 0: for kill(2) that is ourselves.
     alive = {pid for pid in pids if pid}
-    for pid in sorted(alive, key=lambda pid: _parent(pid) in alive):
+    first = heads(alive)
+    for pid in sorted(alive, key=lambda pid: pid not in first):
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
+
+
+def heads(pids: set[int]) -> set[int]:
+    """Return those whose parent is none of them: of all processes of a sandbox, its sentry."""
+    return {pid for pid in pids if _parent(pid) not in pids}
 
 
 def _parent(pid: int) -> int:
