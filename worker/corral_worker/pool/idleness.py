@@ -10,6 +10,8 @@ _IDLE_FIELDS = slice(4, 6)
 """Of the first line of ``/proc/stat``: idle, and waiting for disks."""
 _LEAST_S = 0.1
 """The kernel counts in hundredths of a second: less than this says little."""
+_MOST_S = 0.5
+"""What was idle longer ago says nothing of those who have just begun to want a processor."""
 
 
 class Idleness:
@@ -29,15 +31,18 @@ class Idleness:
     def processors(self) -> float:
         """Return how many processors were idle since the last look; none before there was one.
 
-        None either if that cannot be told at the moment, for want of a file descriptor.
+        None either if that was too long ago, or if it cannot be told at the moment, for want of
+        a file descriptor.
         """
         now = time.monotonic()
-        if now - self._since >= _LEAST_S:
+        elapsed_s = now - self._since
+        if elapsed_s >= _LEAST_S:
             try:
                 ticks = self._read()
             except OSError:
                 return 0.0
-            self._processors = (ticks - self._ticks) / self._ticks_per_s / (now - self._since)
+            idle = (ticks - self._ticks) / self._ticks_per_s / elapsed_s
+            self._processors = idle if elapsed_s <= _MOST_S else 0.0
             self._since, self._ticks = now, ticks
         return self._processors
 

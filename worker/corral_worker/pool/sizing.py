@@ -19,24 +19,28 @@ class Demand:
     """Remembers which shapes were asked for of late, and when. Monotonic seconds."""
 
     def __init__(self) -> None:
-        self._arrivals: deque[tuple[float, Shape]] = deque(maxlen=_MOST_REMEMBERED)
+        self._arrivals: deque[tuple[float, Shape, int]] = deque(maxlen=_MOST_REMEMBERED)
+        self._recent: dict[Shape, deque[float]] = {}
 
     def note(self, shape: Shape, now: float) -> None:
         """Note that a job asked for a shape; times never go back."""
-        self._arrivals.append((now, shape))
+        recent = self._recent.setdefault(shape, deque(maxlen=_MOST_REMEMBERED))
+        recent.append(now)
+        while recent[0] <= now - BURST_S:
+            recent.popleft()
+        self._arrivals.append((now, shape, len(recent)))
 
     def bursts(self, now: float) -> dict[Shape, int]:
         """Return how many jobs of each remembered shape came in its busiest few seconds."""
         while self._arrivals and self._arrivals[0][0] <= now - REMEMBERED_S:
             self._arrivals.popleft()
-        recent: dict[Shape, deque[float]] = {}
+        # Jobs choose the shapes: what is over is not kept.
+        for shape in [one for one, times in self._recent.items() if times[-1] <= now - BURST_S]:
+            del self._recent[shape]
         most: dict[Shape, int] = {}
-        for at, shape in self._arrivals:
-            times = recent.setdefault(shape, deque())
-            times.append(at)
-            while times[0] <= at - BURST_S:
-                times.popleft()
-            most[shape] = max(most.get(shape, 0), len(times))
+        for _, shape, burst in self._arrivals:
+            if burst > most.get(shape, 0):
+                most[shape] = burst
         return most
 
 
