@@ -27,8 +27,9 @@ from corral_worker.pool.pause import build_pause_image
 from corral_worker.pool.prepared import NotPreparedError, Prepared, Shape
 from corral_worker.pool.ways import BEST_FIRST
 from corral_worker.sandbox import ladder, lifecycle
-from corral_worker.sandbox.cgroup import pids_below, remove_below, signal_all
+from corral_worker.sandbox.cgroup import pids_below, remove_below
 from corral_worker.sandbox.cgroup_host import CgroupHost
+from corral_worker.sandbox.cgroup_processes import signal_all
 from corral_worker.sandbox.holdings import Holdings
 from corral_worker.sandbox.lifecycle import ColdStart, Sandboxes
 from corral_worker.sandbox.report import Report

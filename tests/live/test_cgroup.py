@@ -15,8 +15,9 @@ import pytest
 from msgspec.structs import replace
 
 from corral import HostLimits
-from corral_worker.sandbox.cgroup import CgroupError, Counters, SandboxCgroup, wait_until_empty
+from corral_worker.sandbox.cgroup import CgroupError, Counters, SandboxCgroup
 from corral_worker.sandbox.cgroup_host import CgroupHost
+from corral_worker.sandbox.cgroup_processes import wait_until_empty
 
 pytestmark = pytest.mark.live
 

@@ -15,8 +15,8 @@ import pytest
 from support.host_traces import mentions, running_in
 
 from corral import EffectiveLimits, ErrSandboxExecutionFailed, Job, Outcome
-from corral_worker.sandbox.cgroup import wait_until_empty
 from corral_worker.sandbox.cgroup_host import CgroupHost
+from corral_worker.sandbox.cgroup_processes import wait_until_empty
 from corral_worker.sandbox.holdings import Holdings
 from corral_worker.sandbox.lifecycle import ColdStart
 from corral_worker.sandbox.outcome import Ending

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import anyio
 
-from corral_worker.sandbox.cgroup import heads
 from corral_worker.sandbox.cgroup_host import CgroupHost
+from corral_worker.sandbox.cgroup_processes import heads
 from corral_worker.sandbox.runsc import Runsc
 
 _RUNS_WITHIN_S = 60

@@ -17,6 +17,7 @@ from msgspec.structs import replace
 from corral import HostLimits
 from corral_worker.sandbox import cgroup
 from corral_worker.sandbox.cgroup import CgroupError, Counters, SandboxCgroup
+from corral_worker.sandbox.cgroup_processes import signal_all
 from corral_worker.sandbox.cgroup_v1 import CgroupV1
 from corral_worker.sandbox.cgroup_v2 import CgroupV2
 
@@ -258,7 +259,7 @@ def test_a_process_of_another_pid_namespace_is_never_taken_for_ourselves(
     killed: list[tuple[int, int]] = []
     monkeypatch.setattr(os, "kill", lambda pid, number: killed.append((pid, number)))
 
-    cgroup.signal_all([0, 7])
+    signal_all([0, 7])
 
     assert killed == [(7, signal.SIGKILL)]
 
@@ -274,9 +275,9 @@ def test_a_parent_is_killed_before_its_children_however_they_are_numbered(
         child = int(parent.stdout.readline())
         with monkeypatch.context() as patched:
             patched.setattr(os, "kill", lambda pid, _: killed.append(pid))
-            cgroup.signal_all([child, parent.pid])
-            cgroup.signal_all([parent.pid, child])
-        cgroup.signal_all([child, parent.pid])
+            signal_all([child, parent.pid])
+            signal_all([parent.pid, child])
+        signal_all([child, parent.pid])
 
     assert killed == [parent.pid, child] * 2
 

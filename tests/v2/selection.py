@@ -40,6 +40,8 @@ RUN: Final = (
     "tests/live/test_hanging_warm.py::test_a_job_is_cancelled_whatever_of_its_sandbox_is_stopped",
     "tests/live/test_want_of_tasks.py::test_a_program_that_runs_when_there_are_no_more_threads_is_killed_all_the_same",
     "tests/live/worker/test_on_its_host.py::test_a_worker_in_a_delegated_cgroup_keeps_to_it",
+    "tests/live/test_resting.py::test_the_death_of_one_that_rests_is_noticed",
+    "tests/live/test_resting.py::test_one_that_rests_can_be_dismissed",
     "tests/live/test_warm.py::test_limits_are_the_jobs_own_and_read_back",
     "tests/live/test_warm.py::test_what_was_used_before_the_job_came_is_not_the_jobs",
     "tests/live/test_warm.py::test_a_pool_gives_each_job_a_sandbox_of_its_own_and_makes_another",

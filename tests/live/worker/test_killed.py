@@ -22,7 +22,8 @@ from support.workers import (
 )
 
 from corral import Client, Job, JobStatus, Limits, Outcome
-from corral_worker.sandbox.cgroup import heads, pids_below, remove_below, signal_all
+from corral_worker.sandbox.cgroup import pids_below, remove_below
+from corral_worker.sandbox.cgroup_processes import heads, signal_all
 
 pytestmark = pytest.mark.live
 

@@ -17,9 +17,9 @@ from corral_worker.sandbox.cgroup import (
     read_field,
     read_number,
     remove_below,
-    signal_all,
     write,
 )
+from corral_worker.sandbox.cgroup_processes import signal_all
 
 NEEDED = frozenset({"memory", "pids", "cpu", "cpuacct"})
 """Controllers without which limits would not hold."""

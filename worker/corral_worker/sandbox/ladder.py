@@ -15,7 +15,8 @@ from corral.result import KillStep
 from corral_worker.process.capture import BoundedOutput, Spool
 from corral_worker.process.child import ChildProcess
 from corral_worker.process.thread import in_thread
-from corral_worker.sandbox.cgroup import SandboxCgroup, wait_until_empty
+from corral_worker.sandbox.cgroup import SandboxCgroup
+from corral_worker.sandbox.cgroup_processes import wait_until_empty
 from corral_worker.sandbox.notes import Notes
 from corral_worker.sandbox.outcome import OUTCOME_OF_KILL, Ending, KillCause
 from corral_worker.sandbox.place import Place

@@ -8,7 +8,8 @@ from contextlib import ExitStack, suppress
 from types import TracebackType
 from typing import Self
 
-from corral_worker.sandbox.cgroup import SandboxCgroup, heads
+from corral_worker.sandbox.cgroup import SandboxCgroup
+from corral_worker.sandbox.cgroup_processes import heads
 
 
 class Sentry:

@@ -18,7 +18,8 @@ from corral_worker.process.output import Pipe
 from corral_worker.process.reading import Reading
 from corral_worker.process.thread import in_thread
 from corral_worker.sandbox.bundle import SandboxSpec
-from corral_worker.sandbox.cgroup import CgroupError, Counters, wait_until_empty
+from corral_worker.sandbox.cgroup import CgroupError, Counters
+from corral_worker.sandbox.cgroup_processes import wait_until_empty
 from corral_worker.sandbox.containers import (
     Containers,
     RefusedError,
