@@ -90,6 +90,23 @@ async def test_the_platform_is_passed_on(runsc: Runsc, argv: Argv) -> None:
     assert argv("kill")[:6] == flags(runsc, "ptrace")
 
 
+async def test_what_is_executed_is_the_copy_and_what_is_watched_the_binary(
+    runsc: Runsc, argv: Argv, tmp_path: Path
+) -> None:
+    binary = tmp_path / "runsc"
+    binary.write_text("#!/bin/sh\nexit 3\n")
+    binary.chmod(0o755)
+    client = Runsc(binary=binary, root=runsc.root, platform="systrap", copy=runsc.binary)
+    client.pin()
+
+    await client.kill(Kill(id=ID), within_s=SOON_S)
+
+    assert argv("kill")[:6] == flags(runsc)
+    assert client.is_same()
+    binary.unlink()
+    assert not client.is_same()
+
+
 async def test_the_version_is_what_stands_behind_the_word(runsc: Runsc) -> None:
     assert await runsc.version(within_s=SOON_S) == "release-20240729.0"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import resource
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 
 import anyio
@@ -28,6 +28,7 @@ from corral_worker.pool.pause import build_pause_image
 from corral_worker.pool.pool import SANDBOX_BYTES, Budget, Pool
 from corral_worker.pool.prepared import Prepared, Shape
 from corral_worker.pool.ways import Ways
+from corral_worker.process.huge_pages import in_huge_pages
 from corral_worker.process.reaping import reaping
 from corral_worker.process.thread import in_thread
 from corral_worker.reaper.claim import Claim
@@ -80,9 +81,9 @@ async def open_host(settings: Settings, gate: Gate | None = None) -> AsyncIterat
     async with (
         reaping(),
         _claimed(settings) as (claim, cgroups),
+        _runsc(settings, claim.runsc_root) as (runsc, version),
         behind() as tasks,
     ):
-        runsc, version = await _runsc(settings, claim.runsc_root)
         holdings = Holdings(claim.worker)
         reaper = Reaper(
             state_dir=settings.state_dir, cgroups=cgroups, own=(holdings, claim.directory)
@@ -110,21 +111,24 @@ async def open_host(settings: Settings, gate: Gate | None = None) -> AsyncIterat
             )
 
 
-async def _runsc(settings: Settings, root: Path) -> tuple[Runsc, str]:
-    """Return the runsc to use, and its version."""
-    try:
-        binary = await in_thread(find, settings.runsc_path)
-        runsc = Runsc(binary=binary, root=root, platform=settings.platform)
-        runsc.pin()
-        version = await runsc.version(within_s=_VERSION_WITHIN_S)
-    except RunscError as error:
-        raise ErrGVisorNotAvailable(error.detail) from error
-    if is_old(version):
-        raise ErrGVisorNotAvailable(
-            f"{binary} is version {version}, older than 2024-07-29, the first known to"
-            " work: install a newer runsc, or set CORRAL_RUNSC_PATH"
-        )
-    return runsc, version
+@asynccontextmanager
+async def _runsc(settings: Settings, root: Path) -> AsyncIterator[tuple[Runsc, str]]:
+    """Give the runsc to use, and its version."""
+    with ExitStack() as copies:
+        try:
+            binary = await in_thread(find, settings.runsc_path)
+            copy = await in_thread(copies.enter_context, in_huge_pages(binary))
+            runsc = Runsc(binary=binary, root=root, platform=settings.platform, copy=copy)
+            runsc.pin()
+            version = await runsc.version(within_s=_VERSION_WITHIN_S)
+        except RunscError as error:
+            raise ErrGVisorNotAvailable(error.detail) from error
+        if is_old(version):
+            raise ErrGVisorNotAvailable(
+                f"{binary} is version {version}, older than 2024-07-29, the first known to"
+                " work: install a newer runsc, or set CORRAL_RUNSC_PATH"
+            )
+        yield runsc, version
 
 
 @asynccontextmanager

@@ -45,10 +45,14 @@ class Runsc:
         binary: the executable.
         root: directory of runsc's state, used by no other worker.
         platform: how gVisor intercepts system calls.
+        copy: what is executed instead of the binary: the same, where it starts quicker.
     """
 
-    def __init__(self, *, binary: Path, root: Path, platform: Platform) -> None:
+    def __init__(
+        self, *, binary: Path, root: Path, platform: Platform, copy: Path | None = None
+    ) -> None:
         self.binary = binary
+        self._executable = copy or binary
         self.root = root
         self.platform = platform
         self._pinned: tuple[int, ...] | None = None
@@ -109,7 +113,13 @@ class Runsc:
                 f"{self.binary} was replaced since the worker started: start the worker again",
             )
         return child_process(
-            [*_DIES_WITH_US, str(self.binary), *self._flags(), *logs.args(notes), *options.args()],
+            [
+                *_DIES_WITH_US,
+                str(self._executable),
+                *self._flags(),
+                *logs.args(notes),
+                *options.args(),
+            ],
             oom_score_adj=_OOM_SCORE_ADJ,
             env={"PATH": PATH},
             stdin=stdin,
@@ -199,7 +209,7 @@ class Runsc:
 
     async def _call(self, options: Verb, *, within_s: float) -> str:
         verb, *arguments = options.args()
-        argv = [str(self.binary), *self._flags(), verb, *arguments]
+        argv = [str(self._executable), *self._flags(), verb, *arguments]
         try:
             done = await call(argv, within_s=within_s)
         except TimeoutError:
