@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import subprocess
 import time
 from collections.abc import AsyncIterator
-from contextlib import AbstractContextManager, AsyncExitStack, ExitStack, asynccontextmanager
+from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Protocol
 
@@ -21,17 +20,18 @@ from corral import (
     Job,
 )
 from corral_worker.process.capture import Spool
-from corral_worker.process.output import Pipe, supply
+from corral_worker.process.child import ChildProcess
+from corral_worker.process.output import Pipe
 from corral_worker.process.reading import Reading
 from corral_worker.process.thread import in_thread
 from corral_worker.sandbox.cgroup import CgroupError
 from corral_worker.sandbox.cgroup_host import CgroupHost
 from corral_worker.sandbox.control import ControlSocket
 from corral_worker.sandbox.enforce import enforcing
-from corral_worker.sandbox.flood import OutputMeter
 from corral_worker.sandbox.holdings import Holdings
 from corral_worker.sandbox.host_failure import host_failures
 from corral_worker.sandbox.ladder import Ladder, Life
+from corral_worker.sandbox.pipes import Pipes
 from corral_worker.sandbox.place import Place
 from corral_worker.sandbox.report import Report, report
 from corral_worker.sandbox.runsc import Runsc
@@ -179,49 +179,52 @@ class ColdStart:
     async def _live(
         self, place: Place, job: Job, limits: EffectiveLimits, life: Life, stop: Stop
     ) -> None:
-        with ExitStack() as pipes:
-            stdin = pipes.enter_context(Pipe(parent="write")) if job.stdin else None
-            stdout = pipes.enter_context(Pipe(parent="read"))
-            stderr = pipes.enter_context(Pipe(parent="read"))
-            notes = pipes.enter_context(Pipe(parent="read"))
-            async with AsyncExitStack() as stack:
+        async with (
+            self._started(place, job) as (child, pipes, notes),
+            anyio.create_task_group() as tasks,
+        ):
+            watch = self._watch(place, limits, life, stop, tasks)
+            with Reading(tasks) as reading:
+                pipes.listen(reading, limits, life, stop)
+                reading.read(notes, watch.note, pause_s=_GULP_S)
+                pipes.speak(tasks)
                 try:
-                    child = await stack.enter_async_context(
-                        self._runsc.run(
-                            Run(id=place.id, bundle=place.bundle),
-                            place.logs,
-                            stdin=stdin.theirs if stdin else subprocess.DEVNULL,
-                            stdout=stdout.theirs,
-                            stderr=stderr.theirs,
-                            notes=notes.theirs,
-                        )
+                    with anyio.CancelScope() as scope, stop.cancelling(scope), watch:
+                        life.status = await child.wait()
+                        life.ended = time.monotonic()
+                finally:
+                    reading.hurry()
+                    with anyio.move_on_after(_TEARDOWN_WITHIN_S, shield=True):
+                        await self._ladder.end(place, child, life, stop)
+                tasks.cancel_scope.deadline = anyio.current_time() + _DRAIN_WITHIN_S
+                await reading.ended()
+
+    @asynccontextmanager
+    async def _started(
+        self, place: Place, job: Job
+    ) -> AsyncIterator[tuple[ChildProcess, Pipes, int]]:
+        """Give the process of a sandbox, its pipes, and the descriptor of its log."""
+        async with AsyncExitStack() as stack:
+            pipes = stack.enter_context(Pipes(job))
+            notes = stack.enter_context(Pipe(parent="read"))
+            try:
+                child = await stack.enter_async_context(
+                    self._runsc.run(
+                        Run(id=place.id, bundle=place.bundle),
+                        place.logs,
+                        stdin=pipes.streams.stdin,
+                        stdout=pipes.streams.stdout,
+                        stderr=pipes.streams.stderr,
+                        notes=notes.theirs,
                     )
-                except RunscError as error:
-                    raise ErrGVisorNotAvailable(
-                        "the worker's runsc is gone, or was replaced", detail=error.detail
-                    ) from error
-                for pipe in filter(None, (stdin, stdout, stderr, notes)):
-                    pipe.close(pipe.theirs)
-                async with anyio.create_task_group() as tasks:
-                    watch = self._watch(place, limits, life, stop, tasks)
-                    with Reading(tasks) as reading:
-                        meter = OutputMeter(limits.output_kill_bytes, stop)
-                        for pipe, output in ((stdout, life.stdout), (stderr, life.stderr)):
-                            feed = meter.before(output.feed)
-                            reading.read(pipe.ours, feed, settling=output)
-                        reading.read(notes.ours, watch.note, pause_s=_GULP_S)
-                        if stdin:
-                            tasks.start_soon(supply_and_close, stdin, job.stdin)
-                        try:
-                            with anyio.CancelScope() as scope, stop.cancelling(scope), watch:
-                                life.status = await child.wait()
-                                life.ended = time.monotonic()
-                        finally:
-                            reading.hurry()
-                            with anyio.move_on_after(_TEARDOWN_WITHIN_S, shield=True):
-                                await self._ladder.end(place, child, life, stop)
-                        tasks.cancel_scope.deadline = anyio.current_time() + _DRAIN_WITHIN_S
-                        await reading.ended()
+                )
+            except RunscError as error:
+                raise ErrGVisorNotAvailable(
+                    "the worker's runsc is gone, or was replaced", detail=error.detail
+                ) from error
+            pipes.close_theirs()
+            notes.close(notes.theirs)
+            yield child, pipes, notes.ours
 
     def _watch(
         self,
@@ -236,9 +239,3 @@ class ColdStart:
             return enforcing(limits, place.counters, control, stop, tasks, since=since)
 
         return Watch(life, stop, start_timeout_s=self._start_timeout_s, enforcing=enforced)
-
-
-async def supply_and_close(stdin: Pipe, data: bytes) -> None:
-    """Give a program its input, then the end of it."""
-    await supply(stdin.ours, data)
-    stdin.close(stdin.ours)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import anyio
@@ -14,7 +13,6 @@ import msgspec
 from corral import EffectiveLimits, ErrSandboxCreationFailed, HostLimits, Job
 from corral_worker.process.capture import Captured
 from corral_worker.process.child import ChildProcess
-from corral_worker.process.output import Pipe
 from corral_worker.process.reading import Reading
 from corral_worker.process.thread import in_thread
 from corral_worker.sandbox.bundle import SandboxSpec
@@ -25,15 +23,13 @@ from corral_worker.sandbox.containers import (
     RefusedError,
     SandboxGoneError,
     SandboxLostError,
-    Streams,
 )
 from corral_worker.sandbox.control import ControlSocket
 from corral_worker.sandbox.enforce import enforcing
-from corral_worker.sandbox.flood import OutputMeter
 from corral_worker.sandbox.host_failure import host_failures
 from corral_worker.sandbox.ladder import Ladder, Life, kill_until_empty
-from corral_worker.sandbox.lifecycle import supply_and_close
 from corral_worker.sandbox.notes import Notes
+from corral_worker.sandbox.pipes import Pipes
 from corral_worker.sandbox.place import LogBook, Place
 from corral_worker.sandbox.report import Report, report
 from corral_worker.sandbox.runsc import Runsc
@@ -138,27 +134,23 @@ class WarmStart:
         counters: Callable[[], Counters],
         stop: Stop,
     ) -> None:
-        with ExitStack() as files:
-            ends = _Ends(files, stdin=bool(job.stdin))
+        with Pipes(job) as pipes:
             async with anyio.create_task_group() as tasks:
                 with Reading(tasks) as reading:
-                    meter = OutputMeter(limits.output_kill_bytes, stop)
-                    for pipe, output in ((ends.stdout, life.stdout), (ends.stderr, life.stderr)):
-                        reading.read(pipe.ours, meter.before(output.feed), settling=output)
+                    pipes.listen(reading, limits, life, stop)
                     try:
                         with anyio.CancelScope() as scope, stop.cancelling(scope):
                             if stop.cause is None:
                                 spec = self._place.spec(job, limits, rootfs)
-                                await self._start(spec, ends, life, stop)
+                                await self._start(spec, pipes, life, stop)
                             if life.running is not None:
-                                if ends.stdin:
-                                    tasks.start_soon(supply_and_close, ends.stdin, job.stdin)
+                                pipes.speak(tasks)
                                 with enforcing(
                                     limits, counters, self._control, stop, tasks, since=life.running
                                 ):
                                     await self._wait(limits, life)
                     finally:
-                        ends.close_theirs()
+                        pipes.close_theirs()
                         with anyio.move_on_after(_END_WITHIN_S, shield=True):
                             await self._end(life, counters, stop)
                     reading.hurry()
@@ -177,13 +169,13 @@ class WarmStart:
                 "the job's limits cannot be enforced on this host", detail=str(error)
             ) from error
 
-    async def _start(self, spec: SandboxSpec, ends: _Ends, life: Life, stop: Stop) -> None:
+    async def _start(self, spec: SandboxSpec, pipes: Pipes, life: Life, stop: Stop) -> None:
         """Start the program; ``life`` notes whether it runs."""
         # Whatever comes in between now: it may have begun, unseen.
         life.created = True
         try:
             await self._containers.start(
-                JOB, spec, streams=ends.streams, within_s=self._start_timeout_s
+                JOB, spec, streams=pipes.streams, within_s=self._start_timeout_s
             )
         except TimeoutError:
             stop.request("start_timeout")
@@ -198,7 +190,7 @@ class WarmStart:
             life.ended = time.monotonic()
         else:
             life.running = time.monotonic()
-            ends.close_theirs()
+            pipes.close_theirs()
 
     async def _wait(self, limits: EffectiveLimits, life: Life) -> None:
         try:
@@ -253,27 +245,6 @@ class WarmStart:
             begun=False,
             run_s=0.0,
         )
-
-
-class _Ends:
-    """The descriptors on both sides of a program. All are closed when ``files`` is."""
-
-    def __init__(self, files: ExitStack, *, stdin: bool) -> None:
-        nothing = os.open(os.devnull, os.O_RDONLY)
-        files.callback(os.close, nothing)
-        self.stdin = files.enter_context(Pipe(parent="write")) if stdin else None
-        self.stdout = files.enter_context(Pipe(parent="read"))
-        self.stderr = files.enter_context(Pipe(parent="read"))
-        self.streams = Streams(
-            stdin=self.stdin.theirs if self.stdin else nothing,
-            stdout=self.stdout.theirs,
-            stderr=self.stderr.theirs,
-        )
-
-    def close_theirs(self) -> None:
-        """Close what the program has: only when it has ended, too, there is an end to read."""
-        for pipe in filter(None, (self.stdin, self.stdout, self.stderr)):
-            pipe.close(pipe.theirs)
 
 
 def _since(before: Counters, now: Counters) -> Counters:
