@@ -74,7 +74,8 @@ async def test_a_sentry_that_is_stopped_dies_as_any_other(
     report = await _cancelled(cold, runsc, cgroups, rootfs, OnHost.stop_sentry)
 
     assert report.termination is not None
-    assert report.termination.steps == USUAL
+    # On a slow machine it has to clean up, too, behind a runsc that has not come to it.
+    assert report.termination.steps[: len(USUAL)] == USUAL
     assert report.termination.latency_s < DEAD_WITHIN_S * slowness
 
 

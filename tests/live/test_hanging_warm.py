@@ -131,7 +131,8 @@ async def run(
 def assert_soon_dead(report: Report, steps: tuple[KillStep, ...], slowness: float) -> None:
     assert report.termination is not None
     assert report.termination.verified_dead
-    assert report.termination.steps == steps
+    # On a slow machine it has to clean up, too, behind a runsc that has not come to it.
+    assert report.termination.steps[: len(steps)] == steps
     assert report.termination.latency_s < DEAD_WITHIN_S * slowness
 
 

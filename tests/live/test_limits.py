@@ -54,7 +54,8 @@ async def test_a_program_that_runs_too_long_is_killed_and_its_output_kept(
     assert report.termination is not None
     assert report.termination.cause == Outcome.WALL_TIMEOUT
     assert report.termination.requested_by == "limit"
-    assert report.termination.steps == ("runsc_kill", "cgroup_kill")
+    # On a slow machine it has to clean up, too, behind a runsc that has not come to it.
+    assert report.termination.steps[:2] == ("runsc_kill", "cgroup_kill")
     assert report.termination.verified_dead
 
 
