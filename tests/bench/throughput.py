@@ -9,7 +9,7 @@ All sandboxes but those of the bindings are in cgroups below one parent, which h
 weight, and there the jobs of all ways weigh the same, corral's 16 shares. That takes nothing from
 whoever is alone on the host: in 15 pairs of turns of bare ``runsc run`` on a quiet machine the
 median ratio of 16 shares to 1024 was 1.0. It matters on a busy one, where other work left those
-with 16 shares 0.6 to 0.9 of what those with 1024 had. (The bindings ask for no cgroup: theirs are
+with 16 shares 0.5 to 0.9 of what those with 1024 had. (The bindings ask for no cgroup: theirs are
 at the top, with 1024 shares.) Where ``<way>_host_cpu_ms_per_job`` is far above what its parts cost
 the machine was busy with something else.
 """
