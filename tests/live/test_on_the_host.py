@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import anyio
@@ -115,6 +116,24 @@ async def test_a_host_short_of_memory_kills_a_sandbox_before_anything_else(
     assert len(scores) > 1
     assert set(scores) == {500}
     assert oom_score_adj("self") < 500
+
+
+async def test_no_thread_of_a_sandbox_takes_the_processor_from_the_one_that_wakes_it(
+    sandboxes: ColdStart, runsc: Runsc, cgroups: CgroupHost, rootfs: Path
+) -> None:
+    async with running(sandboxes, runsc, cgroups, rootfs) as sandbox:
+        policies = list(policies_of_threads(cgroups.sandbox(sandbox).processes()))
+
+    assert len(policies) > 1
+    assert set(policies) == {os.SCHED_BATCH}
+    assert os.sched_getscheduler(0) == os.SCHED_OTHER
+
+
+def policies_of_threads(processes: Iterable[int]) -> Iterator[int]:
+    for process in processes:
+        for thread in Path(f"/proc/{process}/task").iterdir():
+            with suppress(ProcessLookupError):  # one that has just ended
+                yield os.sched_getscheduler(int(thread.name))
 
 
 def oom_score_adj(process: int | str) -> int:

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, suppress
@@ -13,6 +15,7 @@ import pytest
 
 from corral_worker.process.call import PATH, CallTimeoutError, call
 from corral_worker.process.child import ChildProcess, child_process
+from corral_worker.process.output import Pipe
 
 SOON_S = 20.0
 
@@ -112,6 +115,51 @@ async def test_a_child_can_be_made_to_go_first_when_memory_is_short() -> None:
         score = await _text(Path(f"/proc/{child.pid}/oom_score_adj"))
 
     assert score == "321\n"
+
+
+SAYS_ITS_POLICY = (
+    "import os, subprocess, sys; print(os.sched_getscheduler(0), flush=True);"
+    " subprocess.run([sys.executable, '-c', 'import os; print(os.sched_getscheduler(0))'])"
+)
+
+
+async def test_a_child_and_its_children_have_the_scheduling_policy_they_are_given() -> None:
+    before = os.sched_getscheduler(0)
+
+    with Pipe(parent="read") as said:
+        async with child_process(
+            [sys.executable, "-c", SAYS_ITS_POLICY],
+            env={"PATH": PATH},
+            stdin=subprocess.DEVNULL,
+            stdout=said.theirs,
+            stderr=subprocess.DEVNULL,
+            scheduling=os.SCHED_BATCH,
+        ) as child:
+            after = os.sched_getscheduler(0)
+            assert await child.wait() == 0
+        policies = os.read(said.ours, 100).split()
+
+    assert policies == [b"%d" % os.SCHED_BATCH] * 2
+    assert after == before
+
+
+async def test_a_child_is_started_where_policies_may_not_be_set(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(_pid: int, _policy: int, _param: os.sched_param) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "sched_setscheduler", refuse)
+
+    async with child_process(
+        ["true"],
+        env={"PATH": PATH},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        scheduling=os.SCHED_BATCH,
+    ) as child:
+        assert await child.wait() == 0
 
 
 async def test_a_child_that_still_runs_is_killed_at_the_end_of_the_block() -> None:

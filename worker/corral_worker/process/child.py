@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 
 import anyio
@@ -77,6 +77,7 @@ async def child_process(
     cwd: Path = Path("/"),
     pass_fds: Sequence[int] = (),
     oom_score_adj: int | None = None,
+    scheduling: int = os.SCHED_OTHER,
 ) -> AsyncIterator[ChildProcess]:
     """Start a child and make sure that it has ended when the block has.
 
@@ -92,23 +93,26 @@ async def child_process(
         cwd: directory it starts in.
         pass_fds: further descriptors it gets, under the same numbers.
         oom_score_adj: see proc(5); that of the worker if left out.
+        scheduling: policy that it and all of its own children have, of those that need no
+            privilege: see sched(7). A worker that has another one than usual passes on its own.
 
     Raises:
         OSError: the program cannot be started.
     """
-    process = subprocess.Popen(  # noqa: ASYNC220 - vfork and exec take about a millisecond, and
-        # a spawn that cannot be interrupted half-way cannot leave an unowned child
-        list(argv),
-        env=dict(env),
-        stdin=stdin,
-        stdout=stdout,
-        stderr=stderr,
-        cwd=cwd,
-        close_fds=True,
-        pass_fds=pass_fds,
-        umask=0o022,
-        start_new_session=True,
-    )
+    with _scheduled(scheduling):
+        process = subprocess.Popen(  # noqa: ASYNC220 - vfork and exec take about a millisecond,
+            # and a spawn that cannot be interrupted half-way cannot leave an unowned child
+            list(argv),
+            env=dict(env),
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+            cwd=cwd,
+            close_fds=True,
+            pass_fds=pass_fds,
+            umask=0o022,
+            start_new_session=True,
+        )
     try:
         pidfd = os.pidfd_open(process.pid)
     except OSError:
@@ -123,3 +127,21 @@ async def child_process(
         yield child
     finally:
         await child.reap()
+
+
+@contextmanager
+def _scheduled(policy: int) -> Iterator[None]:
+    """Have this thread, and what it forks in the block, scheduled by a policy."""
+    # Not set when the child is there: threads that it had started by then would lack it.
+    own = os.sched_getscheduler(0)
+    changes = own == os.SCHED_OTHER != policy
+    if changes:
+        # What confines the worker need not allow it: the child is no worse off for it.
+        with suppress(OSError):
+            os.sched_setscheduler(0, policy, os.sched_param(0))
+    try:
+        yield
+    finally:
+        if changes:
+            with suppress(OSError):
+                os.sched_setscheduler(0, own, os.sched_param(0))

@@ -67,7 +67,7 @@ ENDINGS = (
     Attack(
         name="ignores_signals",
         expected="wall_timeout, seen dead soon after",
-        job=lambda scene: python("deaf", limits=scene.limits(wall_s=2)),
+        job=lambda scene: python("deaf", limits=scene.limits(wall_s=10)),
         judge=both(ends(Outcome.WALL_TIMEOUT), _said(b"deaf\n")),
     ),
     Attack(

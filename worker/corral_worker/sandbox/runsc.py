@@ -121,6 +121,9 @@ class Runsc:
                 *options.args(),
             ],
             oom_score_adj=_OOM_SCORE_ADJ,
+            # Else gVisor's threads, which wake each other all the time, keep each other from
+            # going to sleep: docs/adr/0015-sandboxes-are-batch.md.
+            scheduling=os.SCHED_BATCH,
             env={"PATH": PATH},
             stdin=stdin,
             stdout=stdout,
