@@ -77,6 +77,7 @@ class Side:
             start_timeout_s=_START_WITHIN_S,
         )
         ready = anyio.Event()
+        reports: list[Report] = []
 
         async def live() -> None:
             with suppress(NotPreparedError):
@@ -88,7 +89,8 @@ class Side:
                 await ready.wait()
             await anyio.sleep(_WAITED_S)
             async with prepared.taken() as start:
-                return await start.run(job, LIMITS, rootfs, Stop())
+                reports.append(await start.run(job, LIMITS, rootfs, Stop()))
+        return reports[0]
 
 
 async def measure(on: Ground, rounds: int) -> None:
