@@ -173,6 +173,27 @@ async def test_what_is_written_between_two_looks_is_read_in_one() -> None:
     assert fed == [b"ab"]
 
 
+async def test_a_pipe_that_was_full_is_looked_at_without_a_pause() -> None:
+    fed: list[bytes] = []
+    first = anyio.Event()
+
+    def feed(chunk: bytes) -> None:
+        fed.append(chunk)
+        first.set()
+
+    with Pipe(parent="read") as pipe:
+        async with anyio.create_task_group() as tasks:
+            with Reading(tasks) as reading:
+                os.write(pipe.theirs, bytes(64 * 1024))
+                reading.read(pipe.ours, feed, pause_s=0.5)
+                with anyio.fail_after(SOON_S):
+                    await first.wait()
+                os.write(pipe.theirs, b"the rest")
+                await anyio.lowlevel.checkpoint()
+                await anyio.lowlevel.checkpoint()
+                assert fed == [bytes(64 * 1024), b"the rest"]
+
+
 async def test_whatever_fails_on_the_way_fails_where_it_is_waited_for() -> None:
     def full(_: bytes) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -47,7 +47,7 @@ async def test_kill_signals_every_process_of_the_sandbox(runsc: Runsc, argv: Arg
 
 
 async def test_delete_is_forced(runsc: Runsc, argv: Argv) -> None:
-    await runsc.delete(Delete(id=ID), within_s=SOON_S)
+    await runsc.delete(Delete(ids=(ID,)), within_s=SOON_S)
 
     assert argv("delete") == [*flags(runsc), "delete", "--force", ID]
 
@@ -164,7 +164,7 @@ async def gone(pid: int) -> bool:
 async def test_a_slow_answer_is_waited_for(runsc: Runsc, script: Script) -> None:
     script("delete", "sleep 0.3")
 
-    await runsc.delete(Delete(id=ID), within_s=SOON_S)
+    await runsc.delete(Delete(ids=(ID,)), within_s=SOON_S)
 
 
 async def test_a_cancelled_call_is_killed_at_once(runsc: Runsc, script: Script) -> None:
@@ -193,14 +193,14 @@ async def test_a_sandbox_that_is_gone_cannot_be_killed(runsc: Runsc, script: Scr
 async def test_to_delete_a_sandbox_that_is_gone_is_no_error(runsc: Runsc, script: Script) -> None:
     script("delete", NOT_FOUND)
 
-    await runsc.delete(Delete(id=ID), within_s=SOON_S)
+    await runsc.delete(Delete(ids=(ID,)), within_s=SOON_S)
 
 
 async def test_any_other_failure_is_told_with_its_words(runsc: Runsc, script: Script) -> None:
     script("delete", "echo 'cannot signal container in state creating' >&2; exit 3")
 
     with pytest.raises(RunscError) as raised:
-        await runsc.delete(Delete(id=ID), within_s=SOON_S)
+        await runsc.delete(Delete(ids=(ID,)), within_s=SOON_S)
 
     assert not isinstance(raised.value, RunscNotFoundError)
     assert str(raised.value) == (

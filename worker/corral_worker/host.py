@@ -33,11 +33,11 @@ from corral_worker.process.reaping import reaping
 from corral_worker.process.thread import in_thread
 from corral_worker.reaper.claim import Claim
 from corral_worker.reaper.reaper import Reaper
-from corral_worker.sandbox.behind import behind
 from corral_worker.sandbox.cgroup import CgroupError
 from corral_worker.sandbox.cgroup_host import CgroupHost
 from corral_worker.sandbox.holdings import Holdings
 from corral_worker.sandbox.lifecycle import ColdStart, Sandboxes
+from corral_worker.sandbox.removal import Removal
 from corral_worker.sandbox.runsc import Runsc, find, is_old
 from corral_worker.sandbox.runsc_errors import RunscError
 from corral_worker.sandbox.stop import Stop
@@ -82,7 +82,7 @@ async def open_host(settings: Settings, gate: Gate | None = None) -> AsyncIterat
         reaping(),
         _claimed(settings) as (claim, cgroups),
         _runsc(settings, claim.runsc_root) as (runsc, version),
-        behind() as tasks,
+        Removal.open(runsc) as removal,
     ):
         holdings = Holdings(claim.worker)
         reaper = Reaper(
@@ -95,7 +95,7 @@ async def open_host(settings: Settings, gate: Gate | None = None) -> AsyncIterat
             runs=claim.runs,
             holdings=holdings,
             start_timeout_s=settings.start_timeout_s,
-            behind=tasks,
+            removal=removal,
         )
         images = ImageStore(settings.images)
         await _self_test(images, cold)

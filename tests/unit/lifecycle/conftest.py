@@ -8,7 +8,7 @@ from types import ModuleType
 import pytest
 from support.cold_starts import HOLDINGS, SOON_S, Cgroup, Cgroups, GiveUpSoon
 
-from corral_worker.sandbox import ladder, lifecycle
+from corral_worker.sandbox import ladder, removal
 from corral_worker.sandbox.lifecycle import ColdStart
 from corral_worker.sandbox.runsc import Runsc
 
@@ -36,7 +36,8 @@ def sandboxes(runsc: Runsc, cgroup: Cgroup, runs: Path) -> ColdStart:
 def give_up_soon(monkeypatch: pytest.MonkeyPatch) -> GiveUpSoon:
     for name in ("_KILL_WITHIN_S", "_DELETE_WITHIN_S", "_EMPTY_WITHIN_S", "_LAST_WORDS_WITHIN_S"):
         monkeypatch.setattr(ladder, name, SOON_S)
-    monkeypatch.setattr(lifecycle, "_REMOVE_WITHIN_S", SOON_S)
+    for name in ("_DELETE_WITHIN_S", "_REMOVE_WITHIN_S"):
+        monkeypatch.setattr(removal, name, SOON_S)
 
     def shorten(*bounds: str, of: ModuleType = ladder) -> None:
         for name in bounds:

@@ -33,7 +33,7 @@ from corral import (
     HostLimits,
     Outcome,
 )
-from corral_worker.sandbox import lifecycle
+from corral_worker.sandbox import removal
 from corral_worker.sandbox.cgroup import CgroupError, Counters
 from corral_worker.sandbox.ladder import Life
 from corral_worker.sandbox.lifecycle import ColdStart
@@ -189,7 +189,7 @@ async def test_a_bundle_that_cannot_be_written_is_told(
 async def test_what_could_not_be_removed_is_reported_and_logged(
     sandboxes: ColdStart, cgroup: Cgroup, give_up_soon: GiveUpSoon
 ) -> None:
-    give_up_soon("_REMOVE_WITHIN_S", of=lifecycle)
+    give_up_soon("_REMOVE_WITHIN_S", of=removal)
     cgroup.stays = CgroupError("cgroup /corral/one cannot be removed: busy")
 
     with capture_logs() as logs:

@@ -29,6 +29,7 @@ from corral_worker.sandbox.containers import (
 from corral_worker.sandbox.ladder import kill_until_empty
 from corral_worker.sandbox.notes import Notes
 from corral_worker.sandbox.place import Place
+from corral_worker.sandbox.removal import Remains
 from corral_worker.sandbox.runsc import Runsc
 from corral_worker.sandbox.runsc_errors import RunscError
 from corral_worker.sandbox.sentry import Sentry
@@ -84,7 +85,7 @@ class Prepared:
         shape: Shape,
         runsc: Runsc,
         ways: Ways,
-        places: Callable[[], AbstractAsyncContextManager[tuple[Place, list[str]]]],
+        places: Callable[[], AbstractAsyncContextManager[Remains]],
         pause: Path,
         start_timeout_s: float,
     ) -> None:
@@ -129,7 +130,10 @@ class Prepared:
     async def _live_by(
         self, way: StartWay, failed: Sequence[Failure], ready: Callable[[], None]
     ) -> None:
-        async with self._places() as (place, _):
+        async with self._places() as remains:
+            # Whoever takes it has seen it dead before this goes on.
+            remains.awaited = False
+            place = remains.place
             try:
                 await in_thread(place.prepare, Job(argv=PAUSE), self._limits(), self._pause)
                 # Known for as long as somebody can take the sandbox.

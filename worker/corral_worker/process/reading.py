@@ -12,6 +12,8 @@ import anyio
 import anyio.abc
 
 _CHUNK = 256 * 1024
+_FULL = 64 * 1024
+"""Bytes that a pipe holds: pipe(7)."""
 
 Feed = Callable[[bytes], None]
 
@@ -73,7 +75,8 @@ class Reading:
             descriptor: it stays open until the block has ended.
             feed: called in the event loop.
             settling: what each chunk may make wait.
-            pause_s: seconds before each look at it, until :meth:`hurry`.
+            pause_s: seconds before each look at it, until :meth:`hurry`. What fills a pipe in less
+                is read without them.
         """
         self._left += 1
         source = _Source(descriptor, feed, settling, pause_s, self._tasks, self._end_of_one)
@@ -122,8 +125,7 @@ class _Source:
     def go_on(self) -> None:
         """Read on when there is something, after a pause if there are to be any."""
         if self._pause_s:
-            self._deafen()
-            self._pause = self._loop.call_later(self._pause_s, self._listen)
+            self._pause_for(self._pause_s)
         else:
             self._listen()
 
@@ -139,6 +141,11 @@ class _Source:
         """Read no more."""
         self._is_open = False
         self._deafen()
+
+    def _pause_for(self, seconds: float) -> None:
+        # Without asking the kernel to tell when there is something: that costs as much as a look.
+        self._deafen()
+        self._pause = self._loop.call_later(seconds, self._look)
 
     def _listen(self) -> None:
         if self._pause is not None:
@@ -162,6 +169,8 @@ class _Source:
             if chunk:
                 self._feed(chunk)
         except BlockingIOError:
+            if self._pause_s:
+                self._pause_for(self._pause_s)
             return
         except Exception as error:  # noqa: BLE001 - raised where it belongs
             self.close()
@@ -175,7 +184,8 @@ class _Source:
             self._is_settling = True
             self._tasks.start_soon(self._settle, self._settling)
         elif self._pause_s:
-            self.go_on()
+            # Who fills a pipe is held up by it.
+            self._pause_for(self._pause_s if len(chunk) < _FULL else 0.0)
 
     async def _settle(self, settling: Settling) -> None:
         await settling.settle()

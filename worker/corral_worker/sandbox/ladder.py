@@ -77,6 +77,14 @@ class Life:
             self.running = self.ended or max(self.began, time.monotonic() - self.notes.age_s())
         return self.running
 
+    @property
+    def is_to_be_deleted(self) -> bool:
+        """Whether runsc was told to kill it, and has yet to be told to delete it.
+
+        Nobody need wait for that: the sandbox is dead.
+        """
+        return "runsc_kill" in self.steps and "runsc_delete" not in self.steps
+
 
 class Ladder:
     """Ends sandboxes.
@@ -112,14 +120,6 @@ class Ladder:
             await self._kill_cgroup(place, life)
         if life.dead_at is None:
             self._log.error("sandbox.not_seen_dead", sandbox=place.id, steps=life.steps)
-
-    async def forget(self, place: Place, life: Life) -> None:
-        """Have runsc delete a sandbox that it was told to kill, if that was no rung.
-
-        Nobody need wait for it: the sandbox is dead. Takes a few seconds at most.
-        """
-        if "runsc_kill" in life.steps and "runsc_delete" not in life.steps:
-            await self._delete(place)
 
     async def _end_running(self, place: Place, child: ChildProcess, life: Life) -> None:
         refusals: list[RunscError] = []
@@ -172,7 +172,7 @@ class Ladder:
 
     async def _delete(self, place: Place) -> None:
         try:
-            await self._runsc.delete(Delete(id=place.id), within_s=_DELETE_WITHIN_S)
+            await self._runsc.delete(Delete(ids=(place.id,)), within_s=_DELETE_WITHIN_S)
         except RunscError as error:
             self._rung_failed(place, error)
 

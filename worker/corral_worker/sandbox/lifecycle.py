@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator
-from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import AbstractContextManager, AsyncExitStack, ExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Protocol
 
 import anyio
 import anyio.abc
-import structlog
 
 from corral import (
     EffectiveLimits,
@@ -33,6 +32,7 @@ from corral_worker.sandbox.host_failure import host_failures
 from corral_worker.sandbox.ladder import Ladder, Life
 from corral_worker.sandbox.pipes import Pipes
 from corral_worker.sandbox.place import Place
+from corral_worker.sandbox.removal import Remains, Removal, remove
 from corral_worker.sandbox.report import Report, report
 from corral_worker.sandbox.runsc import Runsc
 from corral_worker.sandbox.runsc_errors import RunscError
@@ -43,12 +43,13 @@ from corral_worker.sandbox.watch import Watch
 
 _DRAIN_WITHIN_S = 1.0
 """Seconds to read what is left in the pipes once the sandbox is dead."""
-_REMOVE_WITHIN_S = 3.0
 _TEARDOWN_WITHIN_S = 20.0
 """Longer than all rungs together: the last bound on any way out."""
-_GULP_S = 0.1
+_GULP_S = 0.25
 """While a sandbox boots some sixty notes come one by one: to read each by itself would cost more
 than all else. They bear their times, so that nothing is lost but the knowledge of it meanwhile."""
+_GULPS = 4
+"""In the time of a wall limit, lest a short one be known too late."""
 
 
 class Sandboxes(Protocol):
@@ -67,8 +68,8 @@ class ColdStart:
         runs: directory for the bundles, used by no other worker.
         holdings: gives the sandboxes their names; shared with whatever else starts some.
         start_timeout_s: seconds a sandbox may take until its program runs.
-        behind: where sandboxes that are dead are removed while their results are on their
-            way already; without it they are removed first.
+        removal: removes sandboxes that are dead while their results are on their way already;
+            without it they are removed first.
     """
 
     def __init__(
@@ -79,24 +80,23 @@ class ColdStart:
         runs: Path,
         holdings: Holdings,
         start_timeout_s: float,
-        behind: anyio.abc.TaskGroup | None = None,
+        removal: Removal | None = None,
     ) -> None:
         self._runsc = runsc
         self._cgroups = cgroups
         self._runs = runs
         self._holdings = holdings
         self._start_timeout_s = start_timeout_s
-        self._behind = behind
+        self._removal = removal
         self._writers = Spool.new_writers()
         self._ladder = Ladder(runsc)
-        self._log = structlog.get_logger()
 
     async def run(self, job: Job, limits: EffectiveLimits, rootfs: Path, stop: Stop) -> Report:
         """Run a program to its end; its sandbox is dead when this returns.
 
         The wall limit counts from the program's start. ``stop`` ends it
-        earlier. On cancellation the sandbox is killed and removed, in bounded
-        time, before this raises.
+        earlier. On cancellation the sandbox is killed, in bounded time, before
+        this raises, and removed as after any other end.
 
         Raises:
             ErrSandboxCreationFailed: bundle or cgroup could not be made, or the
@@ -105,7 +105,8 @@ class ColdStart:
             ErrGVisorNotAvailable: runsc is gone, or is another one.
         """
         async with AsyncExitStack() as stack:
-            place, leftovers = await stack.enter_async_context(self.place())
+            remains = await stack.enter_async_context(self.place())
+            place = remains.place
             life = Life(limits, self._runsc.state(place.id), place.spool)
             stack.enter_context(life.stdout)
             stack.enter_context(life.stderr)
@@ -121,9 +122,8 @@ class ColdStart:
                         place.cgroup.processes(),
                     )
                 )
-            stack.push_async_callback(self._ladder.forget, place, life)
-            if self._behind is not None and not alive:
-                self._behind.start_soon(self._remove, place.id, stack.pop_all())
+            remains.awaited = bool(alive)
+            remains.to_delete = life.is_to_be_deleted
         return report(
             place.id,
             life,
@@ -135,30 +135,22 @@ class ColdStart:
             host_limits=host_limits,
             start="cold",
             start_way="command_line",
-            leftovers=tuple(leftovers),
+            leftovers=remains.left,
         )
 
-    async def _remove(self, sandbox: str, owned: AsyncExitStack) -> None:
-        """Remove what nobody waits for: whatever fails here is no other job's trouble."""
-        try:
-            await owned.aclose()
-        except Exception:  # noqa: BLE001 - in a task group that all sandboxes share
-            self._log.exception("sandbox.not_removed", sandbox=sandbox)
-
     @asynccontextmanager
-    async def place(self) -> AsyncIterator[tuple[Place, list[str]]]:
-        """Give a place, and a list that says, when the block has ended, what is left of it."""
-        with self._holdings.hold() as sandbox_id:
-            place = Place(sandbox_id, self._runs, self._cgroups, self._writers)
-            leftovers: list[str] = []
+    async def place(self) -> AsyncIterator[Remains]:
+        """Give a place for a sandbox, which is removed, then or later, when the block has ended."""
+        with ExitStack() as held:
+            sandbox_id = held.enter_context(self._holdings.hold())
+            remains = Remains(Place(sandbox_id, self._runs, self._cgroups, self._writers))
             try:
-                yield place, leftovers
+                yield remains
             finally:
-                with anyio.move_on_after(_TEARDOWN_WITHIN_S, shield=True):
-                    leftovers += await in_thread(lambda: place.remove(within_s=_REMOVE_WITHIN_S))
-                    leftovers += self._runsc.forget(place.id)
-                if leftovers:
-                    self._log.error("sandbox.leftovers", sandbox=place.id, leftovers=leftovers)
+                if self._removal is None or remains.awaited:
+                    await remove(self._runsc, [remains])
+                else:
+                    self._removal.add(remains, held.pop_all())
 
     async def _make(
         self, place: Place, job: Job, limits: EffectiveLimits, rootfs: Path
@@ -186,7 +178,8 @@ class ColdStart:
             watch = self._watch(place, limits, life, stop, tasks)
             with Reading(tasks) as reading:
                 pipes.listen(reading, limits, life, stop)
-                reading.read(notes, watch.note, pause_s=_GULP_S)
+                gulp_s = min(_GULP_S, limits.wall_s / _GULPS)
+                reading.read(notes, watch.note, pause_s=gulp_s)
                 pipes.speak(tasks)
                 try:
                     with anyio.CancelScope() as scope, stop.cancelling(scope), watch:

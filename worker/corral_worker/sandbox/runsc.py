@@ -143,7 +143,7 @@ class Runsc:
         await self._call(options, within_s=within_s)
 
     async def delete(self, options: Delete, *, within_s: float) -> None:
-        """Kill what is left of a sandbox and forget it; gone already is no error.
+        """Kill what is left of sandboxes and forget them; gone already is no error.
 
         Raises:
             RunscTimeoutError: runsc hangs.

@@ -35,12 +35,12 @@ class Kill(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Delete(msgspec.Struct, frozen=True, kw_only=True):
-    """``delete --force``: kill what is left and forget the sandbox."""
+    """``delete --force``: kill what is left and forget the sandboxes."""
 
-    id: str
+    ids: tuple[str, ...]
 
     def args(self) -> list[str]:
-        return ["delete", "--force", self.id]
+        return ["delete", "--force", *self.ids]
 
 
 class Version(msgspec.Struct, frozen=True, kw_only=True):
