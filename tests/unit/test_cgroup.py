@@ -89,8 +89,8 @@ def test_a_limit_that_does_not_hold_is_refused(
 ) -> None:
     real = cgroup.read
 
-    def read(path: Path) -> str:
-        return content if path.name == file else real(path)
+    def read(path: cgroup.File) -> str:
+        return content if Path(path).name == file else real(path)
 
     monkeypatch.setattr("corral_worker.sandbox.cgroup.read", read)
     monkeypatch.setattr("corral_worker.sandbox.cgroup_v2.read", read)
@@ -113,7 +113,7 @@ def test_in_version_1_a_limit_that_does_not_hold_is_refused(
     real = cgroup.read
     monkeypatch.setattr(
         "corral_worker.sandbox.cgroup.read",
-        lambda path: content if path.name == file else real(path),
+        lambda path: content if Path(path).name == file else real(path),
     )
     hierarchies = {name: tmp_path / name for name in ("memory", "pids", "cpu", "cpuacct")}
 
@@ -165,8 +165,8 @@ def lacking(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """Make it a kernel without that control file: nobody can make one in cgroupfs."""
     real = os.open
 
-    def open_(path: Path, flags: int) -> int:
-        if path.name == name:
+    def open_(path: cgroup.File, flags: int) -> int:
+        if Path(path).name == name:
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
         return real(path, flags)
 

@@ -27,6 +27,9 @@ _MAKE_ATTEMPTS = 5
 _LINKS_OF_A_LEAF = 2
 _CHUNK = 4096
 
+File = str | Path
+"""A control file. Text where a job has many: to make a path takes as long as to read the file."""
+
 
 class Counters(msgspec.Struct, frozen=True, kw_only=True):
     """What the kernel counted for a sandbox."""
@@ -134,7 +137,7 @@ def pids_below(directory: Path) -> set[int]:
     # The kernel counts a directory's own directories as links to it: mostly there are none.
     try:
         if directory.stat().st_nlink <= _LINKS_OF_A_LEAF:
-            return set(map(int, read(directory / "cgroup.procs").split()))
+            return set(map(int, read(f"{directory}/cgroup.procs").split()))
     except FileNotFoundError:
         return set()
     pids: set[int] = set()
@@ -168,7 +171,7 @@ def _remove_walking(directory: Path) -> None:
             raise CgroupError(f"cgroup {parent} cannot be removed: {error.strerror}") from error
 
 
-def read(file: Path) -> str:
+def read(file: File) -> str:
     """Return a control file's text; nothing once the cgroup is gone.
 
     Raises:
@@ -198,13 +201,18 @@ def _gone_only(error: OSError) -> None:
         raise error
 
 
-def read_number(file: Path) -> int:
+def is_there(file: File) -> bool:
+    """Return whether this kernel has a control file."""
+    return os.path.exists(file)  # noqa: PTH110 - as for all of them: no path is made for it
+
+
+def read_number(file: File) -> int:
     """Return a control file's number; 0 once the cgroup is gone, the largest for ``max``."""
     text = read(file).strip()
     return sys.maxsize if text == "max" else int(text or 0)
 
 
-def read_field(file: Path, name: str) -> int:
+def read_field(file: File, name: str) -> int:
     """Return one number of a file of ``name number`` lines; 0 if it is not there."""
     for line in read(file).splitlines():
         key, _, value = line.partition(" ")
@@ -213,7 +221,7 @@ def read_field(file: Path, name: str) -> int:
     return 0
 
 
-def write(file: Path, value: str) -> None:
+def write(file: File, value: str) -> None:
     """Write a control file.
 
     Raises:

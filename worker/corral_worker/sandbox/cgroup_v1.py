@@ -12,6 +12,7 @@ from corral_worker.sandbox.cgroup import (
     Counters,
     check_held,
     check_no_swap,
+    is_there,
     make,
     pids_below,
     read_field,
@@ -61,49 +62,49 @@ class CgroupV1:
     def create(self, limits: HostLimits) -> HostLimits:
         for directory in {self._memory, self._pids, self._cpu, self._cpuacct}:
             make(directory)
-        write(self._cpu / "cpu.shares", _SHARES)
+        write(f"{self._cpu}/cpu.shares", _SHARES)
         return self.limit(limits)
 
     def limit(self, limits: HostLimits) -> HostLimits:
-        write(self._memory / "memory.limit_in_bytes", str(limits.memory_bytes))
-        swap = self._memory / "memory.memsw.limit_in_bytes"
-        if swap.exists():
+        write(f"{self._memory}/memory.limit_in_bytes", str(limits.memory_bytes))
+        swap = f"{self._memory}/memory.memsw.limit_in_bytes"
+        if is_there(swap):
             # This one counts memory and swap together: equal means no swap.
             write(swap, str(limits.memory_bytes))
         else:
             check_no_swap()
-        write(self._pids / "pids.max", str(limits.tasks))
-        write(self._cpu / "cpu.cfs_period_us", str(_PERIOD_US))
+        write(f"{self._pids}/pids.max", str(limits.tasks))
+        write(f"{self._cpu}/cpu.cfs_period_us", str(_PERIOD_US))
         quota = -1 if math.isinf(limits.cpus) else int(limits.cpus * _PERIOD_US)
-        write(self._cpu / "cpu.cfs_quota_us", str(quota))
-        memory = read_number(self._memory / "memory.limit_in_bytes")
-        quota = read_number(self._cpu / "cpu.cfs_quota_us")
+        write(f"{self._cpu}/cpu.cfs_quota_us", str(quota))
+        memory = read_number(f"{self._memory}/memory.limit_in_bytes")
+        quota = read_number(f"{self._cpu}/cpu.cfs_quota_us")
         return check_held(
             limits,
             HostLimits(
                 memory_bytes=memory,
-                swap_bytes=read_number(swap) - memory if swap.exists() else None,
+                swap_bytes=read_number(swap) - memory if is_there(swap) else None,
                 cpus=quota / _PERIOD_US if quota > 0 else math.inf,
-                tasks=read_number(self._pids / "pids.max"),
+                tasks=read_number(f"{self._pids}/pids.max"),
             ),
         )
 
     def counters(self) -> Counters:
-        peak = self._pids / "pids.peak"
+        peak = f"{self._pids}/pids.peak"
         return Counters(
-            cpu_s=read_number(self._cpuacct / "cpuacct.usage") / 1e9,
-            peak_memory_bytes=read_number(self._memory / "memory.max_usage_in_bytes"),
-            peak_tasks=read_number(peak) if peak.exists() else None,
-            oom_kills=read_field(self._memory / "memory.oom_control", "oom_kill"),
-            memory_bytes=read_number(self._memory / "memory.usage_in_bytes"),
+            cpu_s=read_number(f"{self._cpuacct}/cpuacct.usage") / 1e9,
+            peak_memory_bytes=read_number(f"{self._memory}/memory.max_usage_in_bytes"),
+            peak_tasks=read_number(peak) if is_there(peak) else None,
+            oom_kills=read_field(f"{self._memory}/memory.oom_control", "oom_kill"),
+            memory_bytes=read_number(f"{self._memory}/memory.usage_in_bytes"),
         )
 
     def yield_processor(self) -> None:
-        write(self._cpu / "cpu.shares", _WAITING_SHARES)
+        write(f"{self._cpu}/cpu.shares", _WAITING_SHARES)
 
     def begin(self) -> None:
-        write(self._cpu / "cpu.shares", _SHARES)
-        write(self._memory / "memory.max_usage_in_bytes", "0")
+        write(f"{self._cpu}/cpu.shares", _SHARES)
+        write(f"{self._memory}/memory.max_usage_in_bytes", "0")
 
     def processes(self) -> set[int]:
         return pids_below(self._pids) | pids_below(self._memory)

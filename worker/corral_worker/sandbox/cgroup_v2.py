@@ -11,6 +11,7 @@ from corral_worker.sandbox.cgroup import (
     Counters,
     check_held,
     check_no_swap,
+    is_there,
     make,
     pids_below,
     read,
@@ -53,60 +54,60 @@ class CgroupV2:
     def create(self, limits: HostLimits) -> HostLimits:
         make(self._directory)
         # runsc's own cgroup below can hold the limits only if it may have the controllers.
-        write(self._directory / "cgroup.subtree_control", " ".join(f"+{name}" for name in NEEDED))
-        write(self._directory / "cpu.weight", _WEIGHT)
+        write(f"{self._directory}/cgroup.subtree_control", " ".join(f"+{name}" for name in NEEDED))
+        write(f"{self._directory}/cpu.weight", _WEIGHT)
         return self.limit(limits)
 
     def limit(self, limits: HostLimits) -> HostLimits:
         directory = self._directory
-        write(directory / "memory.max", str(limits.memory_bytes))
-        swap = directory / "memory.swap.max"
-        if swap.exists():
+        write(f"{directory}/memory.max", str(limits.memory_bytes))
+        swap = f"{directory}/memory.swap.max"
+        if is_there(swap):
             write(swap, "0")
         else:
             check_no_swap()
-        group = directory / "memory.oom.group"
-        if group.exists():
+        group = f"{directory}/memory.oom.group"
+        if is_there(group):
             # A sandbox that lost one process to the kernel is no use to anyone.
             write(group, "1")
-        write(directory / "pids.max", str(limits.tasks))
+        write(f"{directory}/pids.max", str(limits.tasks))
         quota = "max" if math.isinf(limits.cpus) else str(int(limits.cpus * _PERIOD_US))
-        write(directory / "cpu.max", f"{quota} {_PERIOD_US}")
+        write(f"{directory}/cpu.max", f"{quota} {_PERIOD_US}")
         return check_held(
             limits,
             HostLimits(
-                memory_bytes=read_number(directory / "memory.max"),
-                swap_bytes=read_number(swap) if swap.exists() else None,
-                cpus=_cpus(read(directory / "cpu.max")),
-                tasks=read_number(directory / "pids.max"),
+                memory_bytes=read_number(f"{directory}/memory.max"),
+                swap_bytes=read_number(swap) if is_there(swap) else None,
+                cpus=_cpus(read(f"{directory}/cpu.max")),
+                tasks=read_number(f"{directory}/pids.max"),
             ),
         )
 
     def counters(self) -> Counters:
         directory = self._directory
-        peak = directory / "pids.peak"
+        peak = f"{directory}/pids.peak"
         return Counters(
-            cpu_s=read_field(directory / "cpu.stat", "usage_usec") / 1e6,
+            cpu_s=read_field(f"{directory}/cpu.stat", "usage_usec") / 1e6,
             # memory.peak is there from Linux 5.19 on.
-            peak_memory_bytes=read_number(directory / "memory.peak"),
-            peak_tasks=read_number(peak) if peak.exists() else None,
-            oom_kills=read_field(directory / "memory.events", "oom_kill"),
-            memory_bytes=read_number(directory / "memory.current"),
+            peak_memory_bytes=read_number(f"{directory}/memory.peak"),
+            peak_tasks=read_number(peak) if is_there(peak) else None,
+            oom_kills=read_field(f"{directory}/memory.events", "oom_kill"),
+            memory_bytes=read_number(f"{directory}/memory.current"),
         )
 
     def yield_processor(self) -> None:
-        idle = self._directory / "cpu.idle"
-        if idle.exists():
+        idle = f"{self._directory}/cpu.idle"
+        if is_there(idle):
             # From Linux 5.15 on: it weighs a seventh of what a job does.
             write(idle, "1")
         else:
-            write(self._directory / "cpu.weight", _WAITING_WEIGHT)
+            write(f"{self._directory}/cpu.weight", _WAITING_WEIGHT)
 
     def begin(self) -> None:
-        idle = self._directory / "cpu.idle"
-        if idle.exists():
+        idle = f"{self._directory}/cpu.idle"
+        if is_there(idle):
             write(idle, "0")
-        write(self._directory / "cpu.weight", _WEIGHT)
+        write(f"{self._directory}/cpu.weight", _WEIGHT)
 
     def processes(self) -> set[int]:
         return pids_below(self._directory)

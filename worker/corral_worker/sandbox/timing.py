@@ -50,14 +50,14 @@ def read_strain(at_s: float, *, proc: Path = Path("/proc")) -> Strain | None:
 
     Blocks for less than a millisecond: call it in a thread.
     """
-    first, _, _ = _beginning(proc / "stat").partition(b"\n")
+    first, _, _ = _beginning(f"{proc}/stat").partition(b"\n")
     times = [int(ticks) / _TICKS_PER_S for ticks in first.split()[1:]]
     if not times:
         return None
     return Strain(
         at_s=at_s,
-        waiting_s=_total(proc / "pressure" / "cpu", b"some"),
-        stalled_s=_total(proc / "pressure" / "memory", b"full"),
+        waiting_s=_total(f"{proc}/pressure/cpu", b"some"),
+        stalled_s=_total(f"{proc}/pressure/memory", b"full"),
         processors_s=sum(times[_TIME_FIELDS]),
         idle_s=sum(times[_IDLE_FIELDS]),
         stolen_s=times[_STEAL_FIELD] if len(times) > _STEAL_FIELD else 0.0,
@@ -91,14 +91,14 @@ def _grown(before: float | None, after: float | None) -> float:
     return 0.0 if before is None or after is None else after - before
 
 
-def _total(file: Path, who: bytes) -> float | None:
+def _total(file: str, who: bytes) -> float | None:
     for line in _beginning(file).splitlines():
         if line.startswith(who):
             return int(line.rpartition(b"total=")[2]) * _MICRO
     return None
 
 
-def _beginning(file: Path) -> bytes:
+def _beginning(file: str) -> bytes:
     """Return what stands first in a file of the kernel; nothing if it cannot be read."""
     # Each job asks twice: file objects would cost three times as much as all of this.
     try:
