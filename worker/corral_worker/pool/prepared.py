@@ -131,7 +131,7 @@ class Prepared:
         self, way: StartWay, failed: Sequence[Failure], ready: Callable[[], None]
     ) -> None:
         async with self._places() as remains:
-            # Whoever takes it has seen it dead before this goes on.
+            # Nobody waits for that: whoever took it has seen it dead.
             remains.awaited = False
             place = remains.place
             try:

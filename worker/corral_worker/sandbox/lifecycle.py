@@ -95,8 +95,8 @@ class ColdStart:
         """Run a program to its end; its sandbox is dead when this returns.
 
         The wall limit counts from the program's start. ``stop`` ends it
-        earlier. On cancellation the sandbox is killed, in bounded time, before
-        this raises, and removed as after any other end.
+        earlier. On cancellation the sandbox is killed and removed, in bounded
+        time, before this raises.
 
         Raises:
             ErrSandboxCreationFailed: bundle or cgroup could not be made, or the
@@ -104,24 +104,22 @@ class ColdStart:
             ErrSandboxExecutionFailed: the host failed while it ran.
             ErrGVisorNotAvailable: runsc is gone, or is another one.
         """
-        async with AsyncExitStack() as stack:
-            remains = await stack.enter_async_context(self.place())
+        async with self.place() as remains:
             place = remains.place
             life = Life(limits, self._runsc.state(place.id), place.spool)
-            stack.enter_context(life.stdout)
-            stack.enter_context(life.stderr)
-            host_limits, before = await self._make(place, job, limits, rootfs)
-            with host_failures(life):
-                await self._live(place, job, limits, life, stop)
-                book, counters, streams, after, alive = await in_thread(
-                    lambda: (
-                        place.log_book(life.notes),
-                        place.counters(),
-                        (life.stdout.captured(), life.stderr.captured()),
-                        read_strain(time.monotonic()),
-                        place.cgroup.processes(),
+            with life.stdout, life.stderr:
+                host_limits, before = await self._make(place, job, limits, rootfs)
+                with host_failures(life):
+                    await self._live(place, job, limits, life, stop)
+                    book, counters, streams, after, alive = await in_thread(
+                        lambda: (
+                            place.log_book(life.notes),
+                            place.counters(),
+                            (life.stdout.captured(), life.stderr.captured()),
+                            read_strain(time.monotonic()),
+                            place.cgroup.processes(),
+                        )
                     )
-                )
             remains.awaited = bool(alive)
             remains.to_delete = life.is_to_be_deleted
         return report(
