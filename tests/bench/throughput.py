@@ -180,6 +180,18 @@ class Throughput:
         yield from self._bindings.missing("gvisor_jobs_per_s")
 
 
+def rate(ended: Sequence[float], begins: float, ends: float) -> float:
+    """Return how many a second ended within a time, to less than one more or less.
+
+    That is from the last one before it to the last one in it.
+    """
+    counted = [at for at in ended if begins <= at < ends]
+    before = [at for at in ended if at < begins]
+    if not counted or not before:
+        return len(counted) / (ends - begins)
+    return len(counted) / (max(counted) - max(before))
+
+
 async def _turn(entrant: Entrant, turn_s: float) -> Turn:
     """Have runs one after the other in each lane, and look at those that end after the ramp."""
     ended: list[float] = []
@@ -204,9 +216,9 @@ async def _turn(entrant: Entrant, turn_s: float) -> Turn:
             tasks.start_soon(lane, number)
     spent = entrant.spent_ms()
     (use,) = used
-    counted = [at for at in ended if 0 <= at - began - _RAMP_S < turn_s]
+    begins = began + _RAMP_S
     return Turn(
-        jobs_per_s=len(counted) / turn_s,
+        jobs_per_s=rate(ended, begins, begins + turn_s),
         busy=use.busy_s / use.at_s,
         stolen=use.stolen_s / use.at_s,
         # All that was run costs, whether the clock was running or not.

@@ -167,10 +167,10 @@ class Pool:
                 self._changed.set()
 
     def _take(self, shape: Shape) -> _Member | None:
-        if not self._runsc.is_same():
-            return None
         for member in self._members:
             if member.state == "ready" and member.prepared.shape == shape:
+                if not self._runsc.is_same():
+                    return None
                 member.state = "taken"
                 return member
         return None
