@@ -89,8 +89,23 @@ async def test_a_removal_that_fails_is_logged_and_takes_nothing_along(
     assert [report.ending for report in reports] == [
         Ending(outcome=Outcome.EXITED, exit_code=0)
     ] * 2
-    assert [entry["event"] for entry in logs] == ["sandbox.not_removed"] * 2
+    events = [entry["event"] for entry in logs]
+    assert events == ["sandbox.not_removed"] * 2 + ["sandbox.leftovers"] * 2
     assert not HOLDINGS.now()
+
+
+async def test_a_result_that_waits_for_a_removal_which_fails_says_what_is_left(
+    runsc: Runsc, cgroup: Cgroup, runs: Path
+) -> None:
+    def fails() -> None:
+        raise ValueError("a mistake of ours")
+
+    cgroup.others, cgroup.on_remove = {os.getpid()}, fails
+    async with Removal.open(runsc) as removal:
+        sandboxes = removing_later(runsc, cgroup, runs, removal)
+        report = await sandboxes.run(JOB, LIMITS, ROOTFS, Stop())
+
+    assert report.leftovers == (f"{report.sandbox}: ValueError",)
 
 
 def dead(names: tuple[str, ...], runs: Path, cgroup: Cgroup) -> list[Remains]:

@@ -108,21 +108,18 @@ async def remove(runsc: Runsc, dead: Sequence[Remains]) -> None:
                 await runsc.delete(Delete(ids=to_delete), within_s=_DELETE_WITHIN_S)
             except RunscError as error:
                 log.warning("sandbox.not_deleted", sandboxes=to_delete, detail=str(error))
-        failures = await in_thread(_remove_each, runsc, dead)
-        for place, failure in failures:
-            log.error("sandbox.not_removed", sandbox=place.id, exc_info=failure)
+        await in_thread(_remove_each, runsc, dead)
     for remains in dead:
         if remains.left:
             log.error("sandbox.leftovers", sandbox=remains.place.id, leftovers=remains.left)
 
 
-def _remove_each(runsc: Runsc, dead: Sequence[Remains]) -> list[tuple[Place, Exception]]:
-    failures: list[tuple[Place, Exception]] = []
+def _remove_each(runsc: Runsc, dead: Sequence[Remains]) -> None:
     for remains in dead:
         place = remains.place
         try:
             left = place.remove(within_s=_REMOVE_WITHIN_S)
             remains.left = (*left, *runsc.forget(place.id))
         except Exception as error:  # noqa: BLE001 - one's is not to keep the others on the host
-            failures.append((place, error))
-    return failures
+            structlog.get_logger().exception("sandbox.not_removed", sandbox=place.id)
+            remains.left = (f"{place.id}: {type(error).__name__}",)
