@@ -89,8 +89,9 @@ async def test_a_removal_that_fails_is_logged_and_takes_nothing_along(
     assert [report.ending for report in reports] == [
         Ending(outcome=Outcome.EXITED, exit_code=0)
     ] * 2
-    events = [entry["event"] for entry in logs]
-    assert events == ["sandbox.not_removed"] * 2 + ["sandbox.leftovers"] * 2
+    # In one batch or in two: that depends on how fast the host is.
+    events = sorted(entry["event"] for entry in logs)
+    assert events == ["sandbox.leftovers"] * 2 + ["sandbox.not_removed"] * 2
     assert not HOLDINGS.now()
 
 
