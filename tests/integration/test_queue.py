@@ -26,7 +26,9 @@ from corral import (
     keys,
 )
 from corral.job_codec import MAX_PAYLOAD_BYTES
+from corral_worker.admission.gate import Gate
 from corral_worker.executor.executor import Attempt
+from corral_worker.queue.claims import Batch, Claims
 from corral_worker.sandbox.stop import Stop
 
 QUEUE = "arq:queue:acme"
@@ -115,6 +117,43 @@ async def test_a_drain_hands_back_what_was_claimed_and_not_begun_without_using_a
         assert await redis_client.zscore(keys.DEADLINES, job.id) is not None
 
     async with served():
+        for job in jobs:
+            assert (await job.result(timeout=SOON_S)).ok
+    assert await nothing_is_left(redis_client)
+
+
+async def test_jobs_that_are_claimed_as_the_host_runs_short_go_back_without_using_an_attempt(
+    client: Client,
+    redis_client: ArqRedis,
+    served: Serving,
+    executor: Watched,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gate = Gate()
+    take = Claims.take
+
+    async def take_meanwhile(claims: Claims, most: int) -> Batch:
+        batch = await take(claims, most)
+        gate.set(frozenset({"tasks"}))
+        return batch
+
+    jobs = await client.submit_many([ECHO] * 3, tenant="acme")
+    async with served(slots=8, gate=gate):
+        with monkeypatch.context() as patch:
+            patch.setattr(Claims, "take", take_meanwhile)
+            with anyio.fail_after(SOON_S):
+                while len(executor.started) < len(jobs):
+                    await anyio.sleep(0.01)
+                for job in jobs:
+                    while await job.status() is not corral.JobStatus.QUEUED:
+                        await anyio.sleep(0.01)
+        for job in jobs:
+            starts = await cast(
+                "Awaitable[bytes | None]", redis_client.hget(keys.state(job.id), "starts")
+            )
+            assert int(starts or 0) == 0
+
+        gate.set(frozenset())
         for job in jobs:
             assert (await job.result(timeout=SOON_S)).ok
     assert await nothing_is_left(redis_client)

@@ -10,6 +10,7 @@ from arq.connections import ArqRedis
 from support.null_executor import NullExecutor
 
 from corral import Policy, Result
+from corral_worker.admission.gate import Gate
 from corral_worker.executor.executor import Attempt
 from corral_worker.queue.commits import Keep
 from corral_worker.queue.consumer import Consumer
@@ -51,6 +52,7 @@ async def serving(
     lease_s: float = 10.0,
     drain_s: float | None = None,
     keep: Keep | None = None,
+    gate: Gate | None = None,
 ) -> AsyncIterator[Consumer]:
     """Run a consumer for the block; then it is drained, or cancelled if no time is given."""
     async with anyio.create_task_group() as tasks:
@@ -61,6 +63,7 @@ async def serving(
             slots=slots,
             lease_s=lease_s,
             keep=keep or Keep(result_s=60),
+            gate=gate,
         )
         tasks.start_soon(consumer.run)
         try:

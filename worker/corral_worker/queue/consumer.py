@@ -176,7 +176,8 @@ class Consumer:
         batch: Batch = await self._claims.take(most)
         for claim in batch.claims:
             lease = self._leases.hold(claim, asked_at=batch.asked_at)
-            if self._draining:
+            if self._gate.short_of or self._draining:
+                # That came while they were being claimed: back with them, as if it had not been.
                 lease.stop.request("shutdown")
             tasks.start_soon(self._serve_job, lease)
         if len(batch.claims) < most and not self._draining:
