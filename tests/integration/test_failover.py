@@ -126,6 +126,15 @@ class Fleet:
 
         await _until(named)
 
+    async def stepped_down(self) -> None:
+        """Return once the first server is a replica: what it took until then is lost."""
+
+        async def is_replica() -> bool:
+            role, *_ = await self.at(self.first_port).execute_command("ROLE")  # type: ignore[no-untyped-call]
+            return bool(role == b"slave")
+
+        await _until(is_replica)
+
     async def corral_connections(self, port: int) -> int:
         clients = await self.at(port).client_list()
         return sum(each["name"] == "corral" for each in clients)
@@ -276,6 +285,7 @@ async def test_nobody_stays_with_a_primary_that_stepped_down(fleet: Fleet) -> No
             await fleet.replicated()
             await fleet.switch()
             await fleet.switched()
+            await fleet.stepped_down()
             after = await _submit(client, Job(argv=("true",), attempts=3))
             assert (await _result(after)).ok
             await _listens(fleet, worker, fleet.other_port)
