@@ -189,7 +189,9 @@ class Pool:
             ]
             if missing and self._has_time():
                 self._start(missing[0])
-            with anyio.move_on_after(_SOON_S if missing else _LOOK_AGAIN_S):
+            # With all slots taken there is nothing to be done about it soon.
+            soon = missing and self._running < self._budget.slots
+            with anyio.move_on_after(_SOON_S if soon else _LOOK_AGAIN_S):
                 await self._changed.wait()
                 await anyio.sleep(_RESULT_FIRST_S)
             self._changed = anyio.Event()

@@ -28,7 +28,8 @@ _LINKS_OF_A_LEAF = 2
 _CHUNK = 4096
 
 File = str | Path
-"""A control file. Text where a job has many: to make a path takes as long as to read the file."""
+"""A control file or its directory. Text where a job has many: to make a path takes as long as to
+read the file."""
 
 
 class Counters(msgspec.Struct, frozen=True, kw_only=True):
@@ -107,7 +108,7 @@ class SandboxCgroup(Protocol):
         """
 
 
-def make(directory: Path) -> None:
+def make(directory: File) -> None:
     """Make a cgroup, and those above it.
 
     Raises:
@@ -116,10 +117,10 @@ def make(directory: Path) -> None:
     try:
         for _ in range(_MAKE_ATTEMPTS):
             with suppress(FileNotFoundError):
-                directory.mkdir()
+                os.mkdir(directory)  # noqa: PTH102 - as for control files
                 return
             # Another worker may remove it, empty as it is, before it is used.
-            directory.parent.mkdir(parents=True, exist_ok=True)
+            Path(directory).parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise CgroupError(
             f"cgroup {directory} cannot be made: {error.strerror}. The worker must run as"
@@ -128,7 +129,7 @@ def make(directory: Path) -> None:
     raise CgroupError(f"cgroup {directory} cannot be made: its parent vanishes")
 
 
-def pids_below(directory: Path) -> set[int]:
+def pids_below(directory: File) -> set[int]:
     """Return the pids in a cgroup directory and below; none once it is gone.
 
     Raises:
@@ -136,7 +137,7 @@ def pids_below(directory: Path) -> set[int]:
     """
     # The kernel counts a directory's own directories as links to it: mostly there are none.
     try:
-        if directory.stat().st_nlink <= _LINKS_OF_A_LEAF:
+        if os.stat(directory).st_nlink <= _LINKS_OF_A_LEAF:  # noqa: PTH116 - as for control files
             return set(map(int, read(f"{directory}/cgroup.procs").split()))
     except FileNotFoundError:
         return set()
@@ -147,21 +148,21 @@ def pids_below(directory: Path) -> set[int]:
     return pids
 
 
-def remove_below(directory: Path) -> None:
+def remove_below(directory: File) -> None:
     """Remove a cgroup directory and all below, deepest first; gone already is no error.
 
     Raises:
         CgroupError: one is not empty.
     """
     try:
-        directory.rmdir()
+        os.rmdir(directory)  # noqa: PTH106 - as for control files
     except FileNotFoundError:
         return
     except OSError:
         _remove_walking(directory)
 
 
-def _remove_walking(directory: Path) -> None:
+def _remove_walking(directory: File) -> None:
     for parent, _, _ in os.walk(directory, topdown=False, onerror=_gone_only):
         try:
             Path(parent).rmdir()

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from corral import HostLimits
 from corral_worker.sandbox.cgroup import (
+    CgroupError,
     Counters,
     check_held,
     check_no_swap,
@@ -48,7 +49,7 @@ class CgroupV1:
     def __init__(self, hierarchies: Mapping[str, Path], path: str) -> None:
         self._path = path
         self._directories = {
-            controller: mount / path.lstrip("/") for controller, mount in hierarchies.items()
+            controller: f"{mount}/{path.lstrip('/')}" for controller, mount in hierarchies.items()
         }
         self._memory = self._directories["memory"]
         self._pids = self._directories["pids"]
@@ -112,12 +113,12 @@ class CgroupV1:
     def kill(self) -> None:
         signal_all(self.processes())
         # At its limit the scheduler would let it die only bit by bit.
-        with suppress(OSError):
-            (self._cpu / "cpu.cfs_quota_us").write_text("-1")
+        with suppress(CgroupError):
+            write(f"{self._cpu}/cpu.cfs_quota_us", "-1")
         # What is frozen would not die at all.
         if "freezer" in self._directories:
-            with suppress(OSError):
-                (self._directories["freezer"] / "freezer.state").write_text("THAWED")
+            with suppress(CgroupError):
+                write(f"{self._directories['freezer']}/freezer.state", "THAWED")
 
     def remove(self) -> None:
         for directory in set(self._directories.values()):

@@ -169,7 +169,12 @@ def _host_limits(limits: EffectiveLimits) -> HostLimits:
 
 def _read(file: Path) -> bytes:
     try:
-        with file.open("rb") as opened:
-            return opened.read(_LOG_BYTES)
+        descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return b""
+    try:
+        return os.read(descriptor, _LOG_BYTES)
+    except OSError:
+        return b""
+    finally:
+        os.close(descriptor)
