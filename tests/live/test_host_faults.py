@@ -166,7 +166,7 @@ async def test_a_disk_or_its_inodes_may_be_full_at_any_moment(
 
 async def test_a_full_disk_is_a_shortage_and_an_emptied_one_is_not(directory: Path) -> None:
     with small_disk(directory, "size=64k,nr_inodes=100") as disk:
-        sampler = HostSampler(disk, lambda: True)
+        sampler = HostSampler(disk, runsc_is_same=lambda: True, sandboxes_start=lambda: True)
         before = sampler.sample()
         (disk / "file").write_bytes(bytes(64 * 1024))
         full = sampler.sample()

@@ -37,6 +37,7 @@ MARKS = Marks(
 )
 ENOUGH = HostSample(
     runsc=True,
+    sandboxes=True,
     memory_bytes=1000,
     disk_bytes=1000,
     inodes=1000,
@@ -51,6 +52,7 @@ PRESSURES = ("cpu_pressure", "memory_pressure", "io_pressure")
 SAMPLES = st.builds(
     HostSample,
     runsc=st.booleans(),
+    sandboxes=st.booleans(),
     **{name: st.none() | st.integers(0, 200) for name in LEFT},
     **{name: st.none() | st.floats(0, 100) for name in PRESSURES},
 )
@@ -81,17 +83,18 @@ def test_a_pressure_above_its_mark_counts_until_it_is_well_below(name: str) -> N
     assert shortages(replace(ENOUGH, **{name: 40.0}), MARKS, short) == NONE  # type: ignore[arg-type]
 
 
-def test_a_runsc_that_is_not_the_same_is_a_shortage_that_no_mark_switches_off() -> None:
+@pytest.mark.parametrize("name", ["runsc", "sandboxes"])
+def test_what_no_job_can_do_without_is_a_shortage_that_no_mark_switches_off(name: str) -> None:
     off = Marks(**dict.fromkeys((*LEFT, *PRESSURES), 0))
 
-    assert shortages(replace(ENOUGH, runsc=False), off, NONE) == {"runsc"}
+    assert shortages(replace(ENOUGH, **{name: False}), off, NONE) == {name}
 
 
 @given(sample=SAMPLES, before=SHORT)
 def test_a_mark_of_0_is_switched_off(sample: HostSample, before: frozenset[Shortage]) -> None:
     off = Marks(**dict.fromkeys((*LEFT, *PRESSURES), 0))
 
-    assert shortages(sample, off, before) == (NONE if sample.runsc else {"runsc"})
+    assert shortages(sample, off, before) <= {"runsc", "sandboxes"}
 
 
 @given(sample=SAMPLES, before=SHORT)
@@ -214,10 +217,16 @@ def test_a_sample_is_what_the_host_says(tmp_path: Path) -> None:
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     disk = os.statvfs(tmp_path)
 
-    sample = HostSampler(tmp_path, lambda: True, proc=proc_of(tmp_path)).sample()
+    sample = HostSampler(
+        tmp_path,
+        runsc_is_same=lambda: True,
+        sandboxes_start=lambda: False,
+        proc=proc_of(tmp_path),
+    ).sample()
 
     assert sample == HostSample(
         runsc=True,
+        sandboxes=False,
         memory_bytes=2 * 1024**2,
         disk_bytes=sample.disk_bytes,
         inodes=sample.inodes,
@@ -235,16 +244,24 @@ def test_a_host_with_few_files_left_in_all_says_that(tmp_path: Path) -> None:
     proc = proc_of(tmp_path)
     (proc / "sys" / "fs" / "file-nr").write_text("1000\t0\t1010\n")
 
-    assert HostSampler(tmp_path, lambda: True, proc=proc).sample().open_files == 10
+    sampler = HostSampler(
+        tmp_path, runsc_is_same=lambda: True, sandboxes_start=lambda: True, proc=proc
+    )
+
+    assert sampler.sample().open_files == 10
 
 
 def test_a_kernel_that_tells_nothing_is_not_judged_and_a_lost_directory_is(
     tmp_path: Path,
 ) -> None:
-    sample = HostSampler(tmp_path / "none", lambda: False, proc=tmp_path / "none").sample()
+    none = tmp_path / "none"
+    sample = HostSampler(
+        none, runsc_is_same=lambda: False, sandboxes_start=lambda: True, proc=none
+    ).sample()
 
     assert sample == HostSample(
         runsc=False,
+        sandboxes=True,
         memory_bytes=None,
         disk_bytes=0,
         inodes=None,

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import anyio
 import structlog
 from arq.connections import ArqRedis
 
+from corral import ErrGVisorNotAvailable, ErrSandboxCreationFailed, Fault
 from corral.connection import connect, ping
 from corral_worker.admission.decision import Shortage
 from corral_worker.admission.gate import Gate
@@ -72,7 +73,7 @@ async def _serve(
     ):
         consumer = Consumer(
             redis=redis,
-            executor=_executor(settings, host, on_fault=admission.suspect),
+            executor=_executor(settings, host, admission),
             tenants={_DEFAULT_TENANT, *settings.tenants},
             slots=settings.slots,
             lease_s=settings.lease_s,
@@ -112,6 +113,7 @@ async def _admission(
     await watch.look()
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(watch.run)
+        tasks.start_soon(host.trial.run, watch.suspect)
         yield watch
         tasks.cancel_scope.cancel()
 
@@ -120,13 +122,18 @@ def _status(short_of: frozenset[Shortage]) -> str:
     return f"takes no jobs: short of {', '.join(sorted(short_of))}" if short_of else "takes jobs"
 
 
-def _executor(settings: Settings, host: Host, *, on_fault: Callable[[], None]) -> Executor:
+def _executor(settings: Settings, host: Host, admission: AdmissionWatch) -> Executor:
+    def struck(fault: Fault) -> None:
+        admission.suspect()
+        if isinstance(fault, ErrSandboxCreationFailed | ErrGVisorNotAvailable):
+            host.trial.suspect()
+
     return Executor(
         policy_of=settings.policy_of,
         images=host.images,
         sandboxes=host.sandboxes,
         runtime=Runtime(runsc_version=host.runsc_version, platform=settings.platform),
-        on_fault=on_fault,
+        on_fault=struck,
     )
 
 

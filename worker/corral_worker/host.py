@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import anyio
@@ -22,6 +23,7 @@ from corral import (
 )
 from corral_worker.admission.gate import Gate
 from corral_worker.admission.sampler import HostSampler
+from corral_worker.admission.trial import Trial
 from corral_worker.images.errors import ImageBuildError
 from corral_worker.images.store import ImageStore
 from corral_worker.pool.pause import build_pause_image
@@ -57,6 +59,7 @@ class Host(msgspec.Struct, frozen=True, kw_only=True):
     reaper: Reaper
     runsc_version: str
     sampler: HostSampler
+    trial: Trial
 
 
 @asynccontextmanager
@@ -98,6 +101,7 @@ async def open_host(settings: Settings, gate: Gate | None = None) -> AsyncIterat
             removal=removal,
         )
         images = ImageStore(settings.images)
+        trial = Trial(partial(_self_test, images, cold))
         await _self_test(images, cold)
         async with _warm(
             settings, cold, runsc, gate=gate or Gate(), pause=claim.directory / "pause.erofs"
@@ -107,7 +111,12 @@ async def open_host(settings: Settings, gate: Gate | None = None) -> AsyncIterat
                 sandboxes=sandboxes,
                 reaper=reaper,
                 runsc_version=version,
-                sampler=HostSampler(claim.directory, runsc.is_same),
+                sampler=HostSampler(
+                    claim.directory,
+                    runsc_is_same=runsc.is_same,
+                    sandboxes_start=lambda: trial.works,
+                ),
+                trial=trial,
             )
 
 

@@ -180,7 +180,8 @@ async def test_jobs_that_a_worker_takes_though_it_can_have_no_more_tasks_are_typ
         (few_tasks / "cgroup.procs").write_text(str(worker.process.pid))
         (few_tasks / "pids.max").write_text("1")
 
-        jobs = [await client.submit(HELLO) for _ in range(4)]
+        # No more than are taken together: after the first fault it may take none.
+        jobs = await client.submit_many([HELLO] * 2)
         for job in jobs:
             with pytest.raises(ErrSandboxCreationFailed) as caught:
                 await job.result(timeout=60 * slowness)
@@ -234,6 +235,34 @@ async def test_a_worker_whose_runsc_is_replaced_takes_no_more_jobs_but_ends_as_i
         with pytest.raises(TimeoutError):
             await other.result(timeout=1.5)
         assert worker.process.poll() is None
+
+
+async def test_a_host_on_which_no_sandbox_starts_leaves_the_jobs_to_others_until_one_does(
+    environ: dict[str, str], client: Client, state_dir: Path, slowness: float
+) -> None:
+    broken, binary = state_dir / "broken", state_dir / "runsc"
+    binary.write_text(f'#!/bin/sh\n[ -e {broken} ] && exit 1\nexec {find(None)} "$@"\n')
+    binary.chmod(0o755)
+    own = {**environ, "CORRAL_RUNSC_PATH": str(binary), "CORRAL_WARM_SANDBOXES": "0"}
+    async with running_worker(own) as worker:
+        assert (await (await client.submit(HELLO)).result(timeout=60 * slowness)).ok
+        broken.touch()
+        with pytest.raises(ErrSandboxCreationFailed) as caught:
+            await (await client.submit(HELLO)).result(timeout=60 * slowness)
+        assert caught.value.retryable
+        with anyio.fail_after(60 * slowness):
+            await worker.logged("worker.unready")
+
+        jobs = await client.submit_many([HELLO] * 20)
+        with pytest.raises(TimeoutError):
+            await jobs[0].result(timeout=1.5)
+        broken.unlink()
+        for job in jobs:
+            assert (await job.result(timeout=60 * slowness)).ok
+
+        unready = next(e for e in worker.events() if e["event"] == "worker.unready")
+        assert unready["short_of"] == ["sandboxes"]
+        assert "corral doctor" in str(unready["remedy"])
 
 
 @pytest.mark.skipif(

@@ -11,6 +11,7 @@ from corral_worker.marks import Marks
 
 Shortage = Literal[
     "runsc",
+    "sandboxes",
     "memory",
     "disk",
     "inodes",
@@ -31,6 +32,8 @@ class HostSample(msgspec.Struct, frozen=True, kw_only=True):
 
     runsc: bool
     """Whether runsc is the one that the worker has started with."""
+    sandboxes: bool
+    """Whether a sandbox could be started when that was tried last."""
     memory_bytes: int | None
     disk_bytes: int | None
     inodes: int | None
@@ -53,6 +56,8 @@ def shortages(sample: HostSample, marks: Marks, before: frozenset[Shortage]) -> 
 def _short(sample: HostSample, marks: Marks, before: frozenset[Shortage]) -> Iterator[Shortage]:
     if not sample.runsc:
         yield "runsc"
+    if not sample.sandboxes:
+        yield "sandboxes"
     left: tuple[tuple[Shortage, int | None, int], ...] = (
         ("memory", sample.memory_bytes, marks.memory_bytes),
         ("disk", sample.disk_bytes, marks.disk_bytes),

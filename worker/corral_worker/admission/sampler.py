@@ -20,14 +20,21 @@ class HostSampler:
     Args:
         directory: where the worker's sandboxes have their files.
         runsc_is_same: whether runsc is the one that the worker has started with.
+        sandboxes_start: whether a sandbox could be started when that was tried last.
         proc: the ``proc`` file system.
     """
 
     def __init__(
-        self, directory: Path, runsc_is_same: Callable[[], bool], *, proc: Path = Path("/proc")
+        self,
+        directory: Path,
+        *,
+        runsc_is_same: Callable[[], bool],
+        sandboxes_start: Callable[[], bool],
+        proc: Path = Path("/proc"),
     ) -> None:
         self._directory = directory
         self._runsc_is_same = runsc_is_same
+        self._sandboxes_start = sandboxes_start
         self._proc = proc
         self._tasks = TaskRoom(proc)
 
@@ -36,6 +43,7 @@ class HostSampler:
         disk_bytes, inodes = self._disk()
         return HostSample(
             runsc=self._runsc_is_same(),
+            sandboxes=self._sandboxes_start(),
             memory_bytes=self._memory(),
             disk_bytes=disk_bytes,
             inodes=inodes,

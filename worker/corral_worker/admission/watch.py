@@ -74,6 +74,8 @@ def _seen(sample: HostSample, short_of: frozenset[Shortage]) -> dict[str, float 
     for name in sorted(short_of):
         if name == "runsc":
             seen["remedy"] = "runsc is gone, or was replaced: start the worker again"
+        elif name == "sandboxes":
+            seen["remedy"] = "none can be started on this host: corral doctor looks for the reason"
         else:
             field = f"{name}_bytes" if name in _BYTES else name
             seen[field] = getattr(sample, field)

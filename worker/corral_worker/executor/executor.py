@@ -95,7 +95,7 @@ class Executor:
         images: where images come from.
         sandboxes: what runs the programs.
         runtime: goes into every result.
-        on_fault: called when a fault of the host or of ours has struck.
+        on_fault: told each fault of the host or of ours.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class Executor:
         images: Images,
         sandboxes: Sandboxes,
         runtime: Runtime,
-        on_fault: Callable[[], None] = lambda: None,
+        on_fault: Callable[[Fault], None] = lambda _: None,
     ) -> None:
         self._policy_of = policy_of
         self._images = images
@@ -137,7 +137,7 @@ class Executor:
         try:
             result = await self._execute(attempt, stop)
         except Fault as error:
-            self._on_fault()
+            self._on_fault(error)
             log.error(  # noqa: TRY400 - a fault explains itself; its trace is always the same
                 "job.finished",
                 error=error.code,
