@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from pathlib import Path
 
 import anyio
@@ -123,8 +124,9 @@ async def test_every_bad_input_has_a_named_error_and_the_worker_goes_on(
         await pool.set(keys.job(job_id), payload)
         await pool.zadd(keys.queue("default"), {job_id: 1})
 
-    with pytest.raises(ErrImageNotFound):
+    with pytest.raises(ErrImageNotFound) as not_found:
         await unknown_image.result(timeout=30)
+    assert not_found.value.context["host"] == socket.gethostname()
     with pytest.raises(ErrProgramNotFound):
         await missing_program.result(timeout=30)
     with pytest.raises(ErrSecurityViolation):

@@ -13,6 +13,7 @@ Everything appears and goes by one ``rename``, so that a reader needs no lock.
 from __future__ import annotations
 
 import builtins
+import socket
 from contextlib import AbstractAsyncContextManager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -243,7 +244,8 @@ def _not_found(wanted: ImageReference) -> ErrImageNotFound:
     return ErrImageNotFound(
         f"this host has no image {wanted}: see those it has with `corral images list`, "
         "make one with `corral images build`",
-        context={"image": str(wanted)},
+        # Callers do not know which of the workers' hosts that was.
+        context={"image": str(wanted), "host": socket.gethostname()},
     )
 
 
