@@ -18,7 +18,7 @@
         ├── ErrWorkerLost               the worker went away in the middle
         ├── ErrPolicyUnusable           the tenant's policy in Redis cannot be read
         ├── ErrDaemonUnavailable        Redis does not answer
-        └── ErrRedisUnsafe              Redis is set so that it may drop jobs
+        └── ErrRedisUnsafe              Redis is too old, or may drop jobs
 
 How a program ended is no error: see :class:`corral.Result`.
 """
@@ -268,7 +268,7 @@ class ErrDaemonUnavailable(Fault):
 
 
 class ErrRedisUnsafe(Fault):
-    """Raised if Redis is set so that it may drop jobs. No job is taken from it."""
+    """Raised if Redis is too old, or set so that it may drop jobs. No job is taken from it."""
 
     code = "redis_unsafe"
 

@@ -18,6 +18,7 @@ import anyio.to_thread
 import pytest
 from arq.connections import ArqRedis
 from structlog.testing import capture_logs
+from support.older_redis import older
 from support.serving import SOON_S
 
 from corral import Client, ErrDaemonUnavailable, ErrRedisUnsafe, Job
@@ -244,6 +245,18 @@ async def test_a_worker_does_not_start_on_a_redis_that_may_evict_jobs(
 ) -> None:
     await setting.config_set("maxmemory", "100mb")
     await setting.config_set("maxmemory-policy", "volatile-lru")
+
+    await _no_worker_starts(redis_url, b"corral: redis_unsafe: Redis may drop jobs")
+
+
+async def test_a_worker_does_not_start_on_a_redis_without_the_commands_it_takes(
+    redis_url: str,
+) -> None:
+    async with older(redis_url) as url:
+        await _no_worker_starts(url, b"install Redis 7.0 or later, or Valkey")
+
+
+async def _no_worker_starts(redis_url: str, message: bytes) -> None:
     environ = {"PATH": os.environ["PATH"], "CORRAL_REDIS_URL": redis_url}
     environ |= {name: value for name, value in os.environ.items() if name == "PYTHONPATH"}
     with tempfile.TemporaryDirectory(prefix="corral-") as directory:
@@ -255,7 +268,7 @@ async def test_a_worker_does_not_start_on_a_redis_that_may_evict_jobs(
                 check=False,
             )
             assert ended.returncode == 1
-            assert b"corral: redis_unsafe: Redis may drop jobs" in ended.stderr
+            assert message in ended.stderr
 
 
 async def test_what_does_not_answer_is_told_as_such(tmp_path: Path) -> None:

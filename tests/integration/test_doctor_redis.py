@@ -5,6 +5,7 @@ from __future__ import annotations
 from urllib.parse import urlsplit
 
 from arq.connections import ArqRedis
+from support.older_redis import older
 
 from corral_worker.doctor.finding import Finding
 from corral_worker.doctor.redis_server import look_at_redis
@@ -43,6 +44,14 @@ async def test_a_server_that_may_drop_jobs_is_found(redis_url: str, redis_client
         await redis_client.config_set("maxmemory", "0")
 
     assert findings["redis.memory"].status == "fail"
+
+
+async def test_a_server_that_is_too_old_is_found(redis_url: str) -> None:
+    async with older(redis_url) as url:
+        findings = await found(url)
+
+    assert findings["redis.version"].status == "fail"
+    assert "Redis 7.0" in str(findings["redis.version"].remedy)
 
 
 async def test_a_user_who_may_run_no_scripts_or_subscribe_to_nothing_is_found(

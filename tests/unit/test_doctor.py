@@ -125,7 +125,8 @@ def test_a_finding_that_is_not_right_says_what_to_do_in_a_sentence() -> None:
     [
         ({"redis_version": "7.0.15", "role": "master"}, set()),
         ({"redis_version": "7.2.4", "valkey_version": "9.1.0", "role": "master"}, set()),
-        ({"redis_version": "6.0.16", "role": "master"}, {"redis.version"}),
+        ({"redis_version": "6.2.14", "role": "master"}, {"redis.version"}),
+        ({"role": "master"}, set()),
         ({"redis_version": "7.0.15", "role": "slave"}, {"redis.role"}),
         ({"redis_version": "7.0.15", "redis_mode": "cluster"}, {"redis.version"}),
     ],

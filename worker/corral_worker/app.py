@@ -40,7 +40,7 @@ async def run_worker(settings: Settings) -> None:
         ErrImageNotFound: the host has no image at all.
         ErrDaemonUnavailable: Redis does not answer at the start. Later it may
             come and go.
-        ErrRedisUnsafe: Redis is set so that it may drop jobs.
+        ErrRedisUnsafe: Redis is too old, or set so that it may drop jobs.
     """
     log = structlog.get_logger()
     with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
@@ -145,7 +145,7 @@ async def check_host(settings: Settings) -> None:
         ErrSandboxCreationFailed: the host cannot hold limits, or is not writable.
         ErrImageNotFound: the host has no image at all.
         ErrDaemonUnavailable: Redis does not answer.
-        ErrRedisUnsafe: Redis is set so that it may drop jobs.
+        ErrRedisUnsafe: Redis is too old, or set so that it may drop jobs.
     """
     async with _redis(settings), open_host(settings):
         pass

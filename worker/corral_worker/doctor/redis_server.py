@@ -13,13 +13,13 @@ from redis.exceptions import NoPermissionError, RedisError, ResponseError
 from corral import CorralError, keys
 from corral.connection import connect, ping
 from corral_worker.doctor.finding import Finding, fail, ok, warn
+from corral_worker.queue.durability import is_too_old
 from corral_worker.settings import Settings
 
 _CLOSE_WITHIN_S = 5.0
 _PINGS = 21
 _SLOW_S = 0.01
 _SKEW_S = 1.0
-_TRIED_VERSION = (7, 0)
 _KEEPS_ALL = "noeviction"
 _ALLOW = "Allow the worker's user scripts, lists, streams, publish and subscribe: +@all ~* &*."
 # Reads what the workers' scripts read. Nothing is ever put on the list of that name.
@@ -61,16 +61,19 @@ def latency(round_trips_s: list[float]) -> Finding:
 def server(info: Mapping[str, object]) -> Iterator[Finding]:
     """Judge a server by what INFO says of it."""
     kind = "Valkey" if "valkey_version" in info else "Redis"
-    told = str(info.get("valkey_version") or info.get("redis_version", "0"))
-    version = tuple(int(part) for part in told.split(".")[:2] if part.isdigit())
+    told = str(info.get("valkey_version") or info.get("redis_version", "of no version"))
     if info.get("redis_mode") == "cluster":
         yield fail(
             "redis.version",
             f"{kind} {told}, a cluster",
             "Use one without cluster mode, or Sentinel.",
         )
-    elif version < _TRIED_VERSION:
-        yield warn("redis.version", f"{kind} {told}", "Install Redis 7.0 or later, or Valkey.")
+    elif is_too_old(info):
+        yield fail(
+            "redis.version",
+            f"{kind} {told}, which lacks commands that jobs take",
+            "Install Redis 7.0 or later, or Valkey.",
+        )
     else:
         yield ok("redis.version", f"{kind} {told}")
     if info.get("role") in {"slave", "replica"}:

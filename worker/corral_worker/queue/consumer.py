@@ -21,6 +21,7 @@ from corral_worker.queue.leases import Lease, Leases
 from corral_worker.queue.service import Executes, JobService
 from corral_worker.queue.starts import Starts
 from corral_worker.queue.sweeper import Sweeper
+from corral_worker.queue.trouble import reason
 
 _FIRST_PAUSE_S = 0.05
 _LONGEST_PAUSE_S = 1.0
@@ -129,7 +130,7 @@ class Consumer:
             with anyio.move_on_after(_SETTLE_WITHIN_S):
                 await self._sweeper.leave()
         except (RedisError, OSError) as error:
-            self._log.warning("queue.unreachable", error=type(error).__name__)
+            self._log.warning("queue.unreachable", error=reason(error))
 
     async def _idle(self) -> None:
         while len(self._leases):
@@ -157,7 +158,7 @@ class Consumer:
                 await self._serve_once(tasks)
                 pause = _FIRST_PAUSE_S
             except (RedisError, OSError) as error:
-                self._log.warning("queue.interrupted", error=type(error).__name__)
+                self._log.warning("queue.interrupted", error=reason(error))
                 # Another server may have taken over that was never told.
                 registered = False
                 await anyio.sleep(pause)

@@ -10,6 +10,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from corral import keys
+from corral_worker.queue.trouble import reason
 
 _LISTEN_S = 20.0
 _AGAIN_AFTER_S = 0.2
@@ -38,7 +39,7 @@ class ControlChannel:
             try:
                 await self._listen()
             except (RedisError, OSError) as error:
-                self._log.warning("control.interrupted", error=type(error).__name__)
+                self._log.warning("control.interrupted", error=reason(error))
             await anyio.sleep(_AGAIN_AFTER_S)
 
     async def _listen(self) -> None:

@@ -13,6 +13,7 @@ from redis.exceptions import RedisError
 
 from corral.scripts import Script
 from corral_worker.queue.claims import Claim
+from corral_worker.queue.trouble import reason
 from corral_worker.sandbox.outcome import KillCause
 from corral_worker.sandbox.stop import Stop
 
@@ -99,7 +100,7 @@ class Leases:
                 with anyio.fail_after(self._lease_s / _RENEWALS):
                     await self._renew()
             except (RedisError, OSError) as error:  # a TimeoutError is an OSError
-                self._log.warning("lease.not_renewed", error=type(error).__name__)
+                self._log.warning("lease.not_renewed", error=reason(error))
                 pause = min(_AGAIN_AFTER_S, pause)
 
     async def guard(self) -> None:

@@ -16,6 +16,7 @@ from corral.scripts import Script
 from corral_worker.admission.decision import Shortage
 from corral_worker.admission.gate import Gate
 from corral_worker.queue.commits import Keep
+from corral_worker.queue.trouble import reason
 
 _LEADER_EVERY_S = 0.4
 _OTHERS_EVERY_S = 1.5
@@ -62,7 +63,7 @@ class Sweeper:
                 if await self.sweep():
                     pause = _LEADER_EVERY_S
             except (RedisError, OSError) as error:
-                self._log.warning("sweep.failed", error=type(error).__name__)
+                self._log.warning("sweep.failed", error=reason(error))
             await anyio.sleep(pause)
 
     async def sweep(self) -> bool:
