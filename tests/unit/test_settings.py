@@ -154,7 +154,29 @@ def test_a_limit_that_limits_nothing_is_refused(toml: WriteToml, table: str, val
     assert f"policy.{table}.wall_s: " in found[0]
 
 
-@pytest.mark.parametrize("limit", ["cpus = 0.04", "memory_bytes = 16777215", "open_files = 15"])
+TOO_LITTLE = ["cpus = 0.04", "memory_bytes = 16777215", "open_files = 15"]
+
+
+@pytest.mark.parametrize("limit", TOO_LITTLE)
+@pytest.mark.parametrize("table", ["defaults", "ceilings"])
+def test_a_limit_with_which_no_job_could_start_is_refused(
+    toml: WriteToml, table: str, limit: str
+) -> None:
+    found = problems(toml(f"[policy.{table}]\n{limit}"), ENVIRON)
+    assert len(found) == 1
+    assert f"policy.{table}.{limit.partition(' ')[0]}: " in found[0]
+    assert "is too little for a sandbox to start, so that no job could run; at least" in found[0]
+
+
+@pytest.mark.parametrize("limit", ["cpus = 0.05", "memory_bytes = 16777216", "open_files = 16"])
+@pytest.mark.parametrize("table", ["defaults", "ceilings"])
+def test_the_least_with_which_a_sandbox_starts_is_a_limit(
+    toml: WriteToml, table: str, limit: str
+) -> None:
+    load(toml(f"[policy.{table}]\n{limit}"), ENVIRON)
+
+
+@pytest.mark.parametrize("limit", TOO_LITTLE)
 def test_a_tenants_limit_with_which_no_sandbox_starts_is_refused(
     toml: WriteToml, limit: str
 ) -> None:

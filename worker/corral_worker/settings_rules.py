@@ -15,6 +15,7 @@ from typing import Final
 import msgspec
 
 from corral import CorralError, Policy, PolicyNarrowing, connection, keys
+from corral.job import LOWEST
 from corral_worker.secret import Secret
 
 DELEGATED: Final = "delegated"
@@ -104,3 +105,9 @@ def _numbers(path: str, limits: msgspec.Struct) -> Iterator[Finding]:
                 f"{path}.{name}",
                 f"{value} is no limit; use a finite number above 0, or leave it out",
             )
+        elif value is not None and value < (lowest := LOWEST.get(name, 0)):
+            message = (
+                f"{value} is too little for a sandbox to start, so that no job could run; at least"
+                f" {lowest} is needed"
+            )
+            yield f"{path}.{name}", message
