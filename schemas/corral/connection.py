@@ -10,7 +10,13 @@
 All take ``db``, ``username``, ``password``, ``client_name``,
 ``max_connections``, ``socket_timeout``, ``socket_connect_timeout`` and
 ``health_check_interval`` as ``?name=value``; those to hosts take
-``socket_keepalive`` too.
+``socket_keepalive`` too. Where there is nothing to do, workers and
+``Client.results`` ask Redis to answer two seconds later: ``socket_timeout``
+(10) is 3 s at least, ``socket_connect_timeout`` (5) 0.1 s. ``max_connections``
+(any number) is 8 at least: a worker uses up to six at one time, a client one and
+one for each call under way at that moment. A call that finds none raises
+:class:`corral.ErrDaemonUnavailable`. ``health_check_interval`` (30) is a
+number of seconds, 0 for no checks.
 
 ``rediss://``, and ``sentinel://`` with ``tls=yes``, take redis-py's
 ``ssl_ca_certs``, ``ssl_ca_data``, ``ssl_certfile``, ``ssl_keyfile``,
@@ -29,6 +35,7 @@ second time: only the caller knows whether that does harm.
 
 from __future__ import annotations
 
+import math
 import socket
 import ssl
 from collections.abc import Iterator, Mapping
@@ -72,6 +79,18 @@ _ANY_OPTIONS = frozenset(
         "username",
     }
 )
+_LEAST: Mapping[str, tuple[float, str]] = MappingProxyType(
+    {
+        "health_check_interval": (0, "it is seconds, 0 for no checks"),
+        "max_connections": (
+            8,
+            "a worker uses up to six at one time, a client one and one for each call under way",
+        ),
+        "socket_connect_timeout": (0.1, "no connection would come about"),
+        "socket_timeout": (3, "those who wait for jobs or results have no answer for 2 s"),
+    }
+)
+"""The least of an option with which anything would work, and why."""
 _HOST_OPTIONS = frozenset({"socket_keepalive"})
 _TLS_OPTIONS = frozenset(
     {
@@ -103,7 +122,8 @@ def connect(url: str) -> ArqRedis:
 
     Raises:
         ErrClientNotConfigured: the URL is of no known kind, has an option that
-            is not known, or names TLS files that cannot be used.
+            is not known or would not do, or names TLS files that cannot be
+            used.
     """
     pool, connection = _pool(url)
     if isinstance(connection, TlsConnection):
@@ -222,6 +242,15 @@ def _check_options(parts: SplitResult, known: frozenset[str]) -> None:
     # redis-py would take an empty value for none, and the first of two.
     if len({*names}) < len(names) or not all(value for _, value in given):
         raise ErrClientNotConfigured("an option of the Redis URL is empty, or given twice")
+    for name, value in given:
+        if name not in _LEAST:
+            continue
+        least, why = _LEAST[name]
+        if not least <= float(value) < math.inf:
+            raise ErrClientNotConfigured(
+                f"{name}={float(value):g} in the Redis URL would not do: {why}; give {least:g} or"
+                " more, or leave it out"
+            )
 
 
 def _of_all() -> dict[str, object]:

@@ -331,7 +331,8 @@ async def test_a_connection_lost_while_a_job_is_queued_leaves_it_open_whether_it
 async def test_a_server_that_accepts_and_never_answers_is_unavailable() -> None:
     async with await anyio.create_tcp_listener(local_host="127.0.0.1") as listener:
         port = listener.extra(SocketAttribute.local_port)
-        async with Client(f"redis://127.0.0.1:{port}/0?socket_timeout=0.05") as client:
+        async with Client(f"redis://127.0.0.1:{port}/0") as client:
+            client._redis.connection_pool.connection_kwargs["socket_timeout"] = 0.05
             with pytest.raises(ErrDaemonUnavailable, match="TimeoutError"):
                 await client.ping()
 

@@ -114,7 +114,8 @@ async def test_a_server_that_hangs_holds_up_those_that_wait_no_longer_than_their
     ):
         tasks.start_soon(listener.serve, hang)
         port = listener.extra(anyio.abc.SocketAttribute.local_port)
-        redis = connect(f"redis://127.0.0.1:{port}?socket_timeout=0.2")
+        redis = connect(f"redis://127.0.0.1:{port}")
+        redis.connection_pool.connection_kwargs["socket_timeout"] = 0.2
         commits = Commits(redis, keep=Keep(), lease_s=_LEASE_S)
         service = JobService(executor=executor, starts=Starts(redis), commits=commits)
         tasks.start_soon(commits.run)

@@ -48,7 +48,7 @@ def test_each_kind_of_url_has_its_connections(url: str, kind: type) -> None:
 
 
 def test_a_url_names_host_database_and_credentials() -> None:
-    redis = connect("redis://app:s3%40cret@h:7/3?client_name=web&max_connections=5")
+    redis = connect("redis://app:s3%40cret@h:7/3?client_name=web&max_connections=8")
 
     assert _wanted(redis, "host", "port", "db", "username", "password", "client_name") == {
         "host": "h",
@@ -58,7 +58,7 @@ def test_a_url_names_host_database_and_credentials() -> None:
         "password": "s3@cret",
         "client_name": "web",
     }
-    assert redis.connection_pool.max_connections == 5
+    assert redis.connection_pool.max_connections == 8
 
 
 def test_a_sentinel_url_names_the_sentinels_the_primary_and_two_kinds_of_credentials() -> None:
@@ -114,7 +114,9 @@ def test_the_name_in_the_certificate_is_checked_unless_the_url_says_otherwise(
         "redis://:s3cret@h:port",
         "redis://:s3cret@h:0",
         "redis://:s3cret@h?db=one",
-        "redis://h?max_connections=-1",
+        "redis://:s3cret@h?max_connections=many",
+        "redis://:s3cret@h?max_connections=8.5",
+        "redis://:s3cret@h?socket_timeout=s3cret",
         "rediss://h?ssl_cert_reqs=perhaps",
         "sentinel://:s3cret@h",
         "sentinel://:s3cret@h/",
@@ -151,6 +153,35 @@ def test_an_option_that_would_have_no_effect_is_refused(url: str, message: str) 
         check_url(url)
 
     assert "s3cret" not in caught.value.message
+
+
+@pytest.mark.parametrize("url", ["redis://h", "rediss://h", "unix:///s", "sentinel://h/m?tls=1"])
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("socket_timeout=2.9", "socket_timeout=2.9 .* have no answer for 2 s; give 3 or more"),
+        ("socket_timeout=0", "give 3 or more"),
+        ("socket_timeout=nan", "give 3 or more"),
+        ("socket_timeout=inf", "give 3 or more"),
+        ("socket_connect_timeout=0", "no connection would come about; give 0.1 or more"),
+        ("max_connections=7", "max_connections=7 .* a worker uses up to six .*; give 8 or more"),
+        ("max_connections=0", "give 8 or more"),
+        ("max_connections=-1", "give 8 or more"),
+        ("health_check_interval=-1", "give 0 or more"),
+    ],
+)
+def test_an_option_with_which_nothing_would_work_is_refused(
+    url: str, option: str, message: str
+) -> None:
+    with pytest.raises(ErrClientNotConfigured, match=message):
+        check_url(f"{url}{'&' if '?' in url else '?'}{option}")
+
+
+@pytest.mark.parametrize("url", ["redis://h", "rediss://h", "unix:///s", "sentinel://h/m?tls=1"])
+def test_the_least_that_works_is_accepted(url: str) -> None:
+    least = "socket_timeout=3&socket_connect_timeout=0.1&max_connections=8&health_check_interval=0"
+
+    check_url(f"{url}{'&' if '?' in url else '?'}{least}")
 
 
 def test_tls_files_that_cannot_be_read_are_told_at_once(tmp_path: Path) -> None:
