@@ -102,13 +102,13 @@ class Client:
             job: what is to be run.
             tenant: whose it is.
             start_at: the earliest start, with its time zone, by Redis' clock.
-            delay_s: the earliest start as seconds from now.
+            delay_s: the earliest start as seconds from now, ten years at most.
             idempotency_key: for a day, the same key of a tenant gives the same
                 job back instead of a second one.
 
         Raises:
-            ErrInvalidJob: the job or the tenant's name is malformed, or the
-                idempotency key was used for another job.
+            ErrInvalidJob: the job, the tenant's name or the time of the start
+                is malformed, or the idempotency key was used for another job.
             ErrSecurityViolation: the job breaks the client's policy.
             ErrQuotaExceeded: the tenant is at a cap; says how long to wait.
             ErrDaemonUnavailable: Redis does not answer; ``retry_safety`` says

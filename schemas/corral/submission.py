@@ -21,6 +21,9 @@ from corral.scripts import Argument, Script
 MOST_AT_ONCE: Final = 1000
 """Most jobs of one round trip: Redis does nothing else meanwhile."""
 
+LONGEST_DELAY_S: Final = 10 * 366 * 24 * 3600
+"""Ten years: who means more means something else."""
+
 _KEEP_PAYLOAD_MS = 24 * 3600 * 1000
 _LONGEST_KEY = 256
 _NEVER = -1
@@ -93,8 +96,10 @@ def _words(request: Request) -> tuple[Argument, ...]:
             f"the key has {len(key)} characters, at most {_LONGEST_KEY} are accepted",
             path="$.idempotency_key",
         )
-    if request.delay_s < 0:
-        raise ErrInvalidJob(f"{request.delay_s} s are no delay: give 0 or more", path="$.delay_s")
+    if not 0 <= request.delay_s <= LONGEST_DELAY_S:
+        raise ErrInvalidJob(
+            f"this is no delay: give 0 to {LONGEST_DELAY_S} seconds", path="$.delay_s"
+        )
     start_ms: Argument = ""
     if request.start_at is not None:
         if request.start_at.tzinfo is None or request.delay_s:

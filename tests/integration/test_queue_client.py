@@ -15,7 +15,6 @@ from support.serving import SOON_S, Serving, Watched, nothing_is_left, until
 import corral
 from corral import (
     Client,
-    ErrInvalidJob,
     ErrJobNotFound,
     ErrQuotaExceeded,
     ErrSecurityViolation,
@@ -24,7 +23,6 @@ from corral import (
     Result,
     keys,
 )
-from corral.submission import Request, Submission
 from corral_worker.queue.commits import Keep
 
 QUEUE = "arq:queue:acme"
@@ -65,51 +63,6 @@ async def test_a_job_that_could_not_start_in_time_expires(
         job = await client.submit(Job(argv=("echo",), start_within_s=0.1), tenant="acme")
 
         assert (await job.result(timeout=SOON_S)).outcome is Outcome.EXPIRED
-
-
-async def test_the_same_idempotency_key_gives_the_same_job(
-    client: Client, served: Serving, executor: Watched
-) -> None:
-    async with served():
-        first = await client.submit(ECHO, tenant="acme", idempotency_key="order-1")
-        again = await client.submit(ECHO, tenant="acme", idempotency_key="order-1")
-        other = await client.submit(ECHO, tenant="blue", idempotency_key="order-1")
-        with pytest.raises(ErrInvalidJob) as caught:
-            await client.submit(NAP, tenant="acme", idempotency_key="order-1")
-        await first.result(timeout=SOON_S)
-        await other.result(timeout=SOON_S)
-        later = await client.submit(ECHO, tenant="acme", idempotency_key="order-1")
-
-    assert first.id == again.id == later.id
-    assert caught.value.path == "$.idempotency_key"
-    assert sorted([first.id, other.id]) == sorted(executor.started)
-
-
-async def test_the_same_idempotency_key_twice_in_one_round_trip_gives_one_job(
-    client: Client, redis_client: ArqRedis, served: Serving, executor: Watched
-) -> None:
-    once = Request(job=ECHO, tenant="acme", idempotency_key="order-1")
-    without = Request(job=ECHO, tenant="acme")
-
-    ids = await Submission(redis_client).send([once, without, once])
-    async with served():
-        for job_id in set(ids):
-            await client.job(job_id).result(timeout=SOON_S)
-
-    assert ids[0] == ids[2] != ids[1]
-    assert sorted(executor.started) == sorted({*ids})
-
-
-async def test_a_key_for_two_jobs_in_one_round_trip_queues_nothing(
-    redis_client: ArqRedis,
-) -> None:
-    requests = [Request(job=job, tenant="acme", idempotency_key="order-1") for job in (ECHO, NAP)]
-
-    with pytest.raises(ErrInvalidJob) as caught:
-        await Submission(redis_client).send(requests)
-
-    assert caught.value.path == "$.idempotency_key"
-    assert await redis_client.keys() == []
 
 
 async def test_results_are_kept_as_long_as_the_settings_say(

@@ -66,26 +66,31 @@ for index = 1, count do
   end
 end
 
-for name, held in pairs(claimed_keys) do
-  call('SET', name, held, 'PX', KEEP_KEY)
-end
-
+-- Should Redis refuse a step (a stranger's value in the way), none before it does harm: what tells
+-- that there is a job is written when it stands in its queue.
 local touched = {}
+for _, at in ipairs(new) do
+  touched[ARGV[at + 1]] = true
+end
+for tenant in pairs(touched) do
+  call('SADD', K.tenants, tenant)
+end
 for _, at in ipairs(new) do
   local tenant, id = ARGV[at + 1], ARGV[at + 2]
   local start = now + tonumber(ARGV[at + 4])
   if ARGV[at + 5] ~= '' then
     start = math.max(now, tonumber(ARGV[at + 5]))
   end
-  call('SET', K.job .. id, ARGV[at + 3], 'PX', start - now + tonumber(ARGV[at + 7]))
-  call('ZADD', K.queue .. tenant, start, id)
   if ARGV[at + 6] ~= '' then
     call('ZADD', K.deadlines, start + tonumber(ARGV[at + 6]), id)
   end
-  touched[tenant] = true
+  call('ZADD', K.queue .. tenant, start, id)
+  call('SET', K.job .. id, ARGV[at + 3], 'PX', start - now + tonumber(ARGV[at + 7]))
+end
+for name, held in pairs(claimed_keys) do
+  call('SET', name, held, 'PX', KEEP_KEY)
 end
 for tenant in pairs(touched) do
-  call('SADD', K.tenants, tenant)
   if arm(tenant) then
     hint()
   end

@@ -1,0 +1,97 @@
+"""What stands in Redis once jobs are submitted, and what the same key twice comes to."""
+
+from __future__ import annotations
+
+import pytest
+from arq.connections import ArqRedis
+from support.serving import SOON_S, Serving, Watched
+
+from corral import Client, ErrInvalidJob, Fault, Job, JobStatus, keys
+from corral.submission import LONGEST_DELAY_S, Request, Submission
+
+ECHO = Job(argv=("echo", "hello"))
+NAP = Job(argv=("sleep", "0.05"))
+
+
+# When a job is to start.
+
+
+@pytest.mark.parametrize("delay_s", [-1, float("nan"), float("inf"), -float("inf"), 1e15, 10**400])
+async def test_a_delay_that_is_none_is_refused_and_nothing_is_written(
+    client: Client, redis_client: ArqRedis, delay_s: float
+) -> None:
+    with pytest.raises(ErrInvalidJob) as caught:
+        await client.submit(ECHO, tenant="acme", delay_s=delay_s, idempotency_key="order-1")
+
+    assert caught.value.path == "$.delay_s"
+    assert await redis_client.keys() == []
+
+
+async def test_the_longest_delay_is_accepted(client: Client) -> None:
+    job = await client.submit(ECHO, tenant="acme", delay_s=LONGEST_DELAY_S)
+
+    assert await job.status() is JobStatus.DEFERRED
+    assert await job.cancel()
+
+
+# Idempotency keys.
+
+
+async def test_a_key_is_not_taken_by_a_job_that_could_not_be_queued(
+    client: Client, redis_client: ArqRedis
+) -> None:
+    await redis_client.set(keys.queue("acme"), "not a queue")
+    with pytest.raises(Fault, match="WRONGTYPE"):
+        await client.submit(ECHO, tenant="acme", idempotency_key="order-1")
+
+    left = {*await redis_client.keys()} - {b"arq:queue:acme", b"corral:tenants"}
+    await redis_client.delete(keys.queue("acme"))
+    job = await client.submit(ECHO, tenant="acme", idempotency_key="order-1")
+
+    assert left == set()
+    assert await job.status() is JobStatus.QUEUED
+
+
+async def test_the_same_idempotency_key_gives_the_same_job(
+    client: Client, served: Serving, executor: Watched
+) -> None:
+    async with served():
+        first = await client.submit(ECHO, tenant="acme", idempotency_key="order-1")
+        again = await client.submit(ECHO, tenant="acme", idempotency_key="order-1")
+        other = await client.submit(ECHO, tenant="blue", idempotency_key="order-1")
+        with pytest.raises(ErrInvalidJob) as caught:
+            await client.submit(NAP, tenant="acme", idempotency_key="order-1")
+        await first.result(timeout=SOON_S)
+        await other.result(timeout=SOON_S)
+        later = await client.submit(ECHO, tenant="acme", idempotency_key="order-1")
+
+    assert first.id == again.id == later.id
+    assert caught.value.path == "$.idempotency_key"
+    assert sorted([first.id, other.id]) == sorted(executor.started)
+
+
+async def test_the_same_idempotency_key_twice_in_one_round_trip_gives_one_job(
+    client: Client, redis_client: ArqRedis, served: Serving, executor: Watched
+) -> None:
+    once = Request(job=ECHO, tenant="acme", idempotency_key="order-1")
+    without = Request(job=ECHO, tenant="acme")
+
+    ids = await Submission(redis_client).send([once, without, once])
+    async with served():
+        for job_id in set(ids):
+            await client.job(job_id).result(timeout=SOON_S)
+
+    assert ids[0] == ids[2] != ids[1]
+    assert sorted(executor.started) == sorted({*ids})
+
+
+async def test_a_key_for_two_jobs_in_one_round_trip_queues_nothing(
+    redis_client: ArqRedis,
+) -> None:
+    requests = [Request(job=job, tenant="acme", idempotency_key="order-1") for job in (ECHO, NAP)]
+
+    with pytest.raises(ErrInvalidJob) as caught:
+        await Submission(redis_client).send(requests)
+
+    assert caught.value.path == "$.idempotency_key"
+    assert await redis_client.keys() == []
