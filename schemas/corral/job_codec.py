@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import msgspec
 from msgspec import UNSET, UnsetType
 
@@ -26,6 +28,7 @@ class _WireJob(Job, frozen=True, kw_only=True, forbid_unknown_fields=True):
 _job = msgspec.json.Decoder(Job)
 _wire_job = msgspec.json.Decoder(_WireJob)
 _encoder = msgspec.json.Encoder()
+_ordered = msgspec.json.Encoder(order="deterministic")
 
 
 def encode_job(job: object) -> bytes:
@@ -40,6 +43,16 @@ def encode_job(job: object) -> bytes:
         raise ErrInvalidJob(f"the job cannot be written as JSON: {error}") from error
     decode_job(data)
     return data
+
+
+def digest_job(job: object) -> str:
+    """Return a digest that equal jobs share, in hex.
+
+    Raises:
+        ErrInvalidJob: it is no job, or is too large.
+    """
+    # Decoded first: a caller may have given 5 where another gave 5.0.
+    return hashlib.sha256(_ordered.encode(decode_job(encode_job(job)))).hexdigest()
 
 
 def decode_job(data: bytes | memoryview) -> Job:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-import hashlib
 import time
 from collections.abc import Sequence
 from typing import Final, cast
@@ -14,7 +13,7 @@ from redis.asyncio import Redis
 from corral import codec, keys
 from corral.errors import ErrInvalidJob, ErrQuotaExceeded
 from corral.job import Job
-from corral.job_codec import encode_job
+from corral.job_codec import digest_job
 from corral.reaching import reaching
 from corral.scripts import Argument, Script
 
@@ -117,7 +116,7 @@ def _words(request: Request) -> tuple[Argument, ...]:
         "" if within is None else round(within * 1000),
         _KEEP_PAYLOAD_MS + (0 if within is None else round(within * 1000)),
         key,
-        hashlib.sha256(encode_job(request.job)).hexdigest() if key else "",
+        digest_job(request.job) if key else "",
     )
 
 

@@ -6,7 +6,7 @@ import pytest
 from arq.connections import ArqRedis
 from support.serving import SOON_S, Serving, Watched
 
-from corral import Client, ErrInvalidJob, Fault, Job, JobStatus, keys
+from corral import Client, ErrInvalidJob, Fault, Job, JobStatus, Limits, keys
 from corral.submission import LONGEST_DELAY_S, Request, Submission
 
 ECHO = Job(argv=("echo", "hello"))
@@ -68,6 +68,33 @@ async def test_the_same_idempotency_key_gives_the_same_job(
     assert first.id == again.id == later.id
     assert caught.value.path == "$.idempotency_key"
     assert sorted([first.id, other.id]) == sorted(executor.started)
+
+
+async def test_equal_jobs_are_the_same_job_whatever_the_order_of_their_variables(
+    client: Client,
+) -> None:
+    one = Job(
+        argv=("env",),
+        env={"A": "1", "B": "2"},
+        labels={"a": "1", "b": "2"},
+        limits=Limits(wall_s=5),
+    )
+    same = Job(
+        argv=("env",),
+        env={"B": "2", "A": "1"},
+        labels={"b": "2", "a": "1"},
+        limits=Limits(wall_s=5.0),
+    )
+
+    first = await client.submit(one, tenant="acme", idempotency_key="order-1")
+    again = await client.submit(same, tenant="acme", idempotency_key="order-1")
+    with pytest.raises(ErrInvalidJob):
+        await client.submit(
+            Job(argv=("env",), env={"A": "2", "B": "1"}), tenant="acme", idempotency_key="order-1"
+        )
+
+    assert one == same
+    assert first.id == again.id
 
 
 async def test_the_same_idempotency_key_twice_in_one_round_trip_gives_one_job(
