@@ -96,7 +96,9 @@ class Client:
         delay_s: float = 0.0,
         idempotency_key: str | None = None,
     ) -> SubmittedJob:
-        """Put a job on its tenant's queue.
+        """Put a job on its tenant's queue, where it waits for as long as it takes.
+
+        Only ``start_within_s`` of the job ends that by itself.
 
         Args:
             job: what is to be run.

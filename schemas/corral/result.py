@@ -35,7 +35,11 @@ class Outcome(enum.StrEnum):
     CANCELLED = "cancelled"
     """A caller asked for its end."""
     EXPIRED = "expired"
-    """It could not be started in the time the caller gave."""
+    """It could not be started in the time the caller gave.
+
+    A job of a stock arq client has a time of arq's, too: ``expires_extra_ms``,
+    a day unless its pool says otherwise.
+    """
 
 
 class EffectiveLimits(msgspec.Struct, frozen=True, kw_only=True):

@@ -23,7 +23,6 @@ MOST_AT_ONCE: Final = 1000
 LONGEST_DELAY_S: Final = 10 * 366 * 24 * 3600
 """Ten years: who means more means something else."""
 
-_KEEP_PAYLOAD_MS = 24 * 3600 * 1000
 _LONGEST_KEY = 256
 _NEVER = -1
 
@@ -114,7 +113,6 @@ def _words(request: Request) -> tuple[Argument, ...]:
         round(request.delay_s * 1000),
         start_ms,
         "" if within is None else round(within * 1000),
-        _KEEP_PAYLOAD_MS + (0 if within is None else round(within * 1000)),
         key,
         digest_job(request.job) if key else "",
     )

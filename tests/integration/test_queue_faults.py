@@ -300,7 +300,7 @@ async def _enqueue_raw(redis: ArqRedis, tenants: list[str]) -> None:
         words = [
             word
             for tenant in part
-            for word in (tenant, keys.new_job_id(tenant), payload, 0, "", "", 3_600_000, "", "")
+            for word in (tenant, keys.new_job_id(tenant), payload, 0, "", "", "", "")
         ]
         await script.run(redis, len(part), *words)
 

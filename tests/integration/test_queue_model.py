@@ -96,9 +96,7 @@ class Sequences(RuleBasedStateMachine):
         tenant = self.model.tenants[name]
         ids = [f"{name}:{self.count + number:06}" for number in range(count)]
         self.count += count
-        words = [
-            word for job_id in ids for word in (name, job_id, b"{}", delay, "", "", HOUR_MS, "", "")
-        ]
+        words = [word for job_id in ids for word in (name, job_id, b"{}", delay, "", "", "", "")]
         before = self.now()
         reply = self.run("enqueue", count, *words)
         after = self.now()

@@ -1,16 +1,15 @@
 -- Puts jobs on their tenants' queues: all of them, or none.
 --
--- ARGV  1 number of jobs; then nine for each:
+-- ARGV  1 number of jobs; then eight for each:
 --       tenant, id, payload, ms of delay, start in ms since 1970 ('' for none),
 --       ms after its start time until which it must have started ('' for any time),
---       ms the payload is kept beyond its start time,
 --       idempotency key ('' for none), digest of the job
 -- Returns {'ok', id, id, ...}: the given ids, or those of earlier jobs of the same
 --   idempotency keys; or {'quota', index, reason, limit, found, ms to wait (-1: never)};
 --   or {'conflict', index, id of the earlier job}.
 
 local KEEP_KEY = 86400000
-local STRIDE = 9
+local STRIDE = 8
 
 local count = tonumber(ARGV[1])
 local ids = {'ok'}
@@ -26,7 +25,7 @@ end
 for index = 1, count do
   local at = 1 + (index - 1) * STRIDE
   local tenant, id, payload = ARGV[at + 1], ARGV[at + 2], ARGV[at + 3]
-  local key, digest = ARGV[at + 8], ARGV[at + 9]
+  local key, digest = ARGV[at + 7], ARGV[at + 8]
   local earlier
   if key ~= '' then
     local name = K.idempotency .. tenant .. ':' .. key
@@ -85,7 +84,8 @@ for _, at in ipairs(new) do
     call('ZADD', K.deadlines, start + tonumber(ARGV[at + 6]), id)
   end
   call('ZADD', K.queue .. tenant, start, id)
-  call('SET', K.job .. id, ARGV[at + 3], 'PX', start - now + tonumber(ARGV[at + 7]))
+  -- Without an end of its own: however long a job waits, it is not dropped. What ends it deletes it.
+  call('SET', K.job .. id, ARGV[at + 3])
 end
 for name, held in pairs(claimed_keys) do
   call('SET', name, held, 'PX', KEEP_KEY)

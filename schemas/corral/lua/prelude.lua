@@ -16,7 +16,6 @@ local call = redis.call
 local MOST_HINTS = 64
 local FIRST_ESTIMATE = 100
 local LOOK_AGAIN_AT_SUSPENDED = 60000
-local KEEP_STATE = 93600000
 local MOST_DEAD = 10000
 local MOST_INLINE = 16384
 

@@ -16,7 +16,6 @@ from corral.scripts import Script
 MOST_LISTED: Final = 10_000
 """No more are kept."""
 
-_KEEP_PAYLOAD_MS = 24 * 3600 * 1000
 _DETAILS = ("tenant", "why", "lost", "starts")
 
 
@@ -114,10 +113,7 @@ class DeadLetters:
         within_ms = _within_ms(payload)
         async with reaching(self._redis, retry_safety="unknown"):
             answer = await self._revive.run(
-                self._redis,
-                job_id,
-                _KEEP_PAYLOAD_MS + (within_ms or 0),
-                "" if within_ms is None else within_ms,
+                self._redis, job_id, "" if within_ms is None else within_ms
             )
         match answer:
             case b"unknown":

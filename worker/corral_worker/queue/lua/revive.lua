@@ -1,6 +1,6 @@
 -- Puts a job that was given up back on its queue, as if it had never been tried.
 --
--- ARGV  1 id   2 ms to keep its payload   3 ms in which it must start ('' for any time)
+-- ARGV  1 id   2 ms in which it must start ('' for any time)
 -- Returns 'revived'; or 'unknown' (it is no dead letter), 'gone' (its payload has expired),
 --   'taken' (another job has its id): then nothing was changed.
 
@@ -21,10 +21,10 @@ call('DEL', K.result .. id, K.state .. id, K.retry .. id, K.death .. id)
 call('ZREM', K.abort, id)
 call('ZREM', K.dead, id)
 call('RENAME', K.dead_job .. id, K.job .. id)
-call('PEXPIRE', K.job .. id, ARGV[2])
+call('PERSIST', K.job .. id)
 call('ZADD', K.queue .. tenant, now, id)
-if ARGV[3] ~= '' then
-  call('ZADD', K.deadlines, now + tonumber(ARGV[3]), id)
+if ARGV[2] ~= '' then
+  call('ZADD', K.deadlines, now + tonumber(ARGV[2]), id)
 end
 call('SADD', K.tenants, tenant)
 if arm(tenant) then
