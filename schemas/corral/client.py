@@ -105,8 +105,11 @@ class Client:
             tenant: whose it is.
             start_at: the earliest start, with its time zone, by Redis' clock.
             delay_s: the earliest start as seconds from now, ten years at most.
-            idempotency_key: for a day, the same key of a tenant gives the same
-                job back instead of a second one.
+            idempotency_key: the same key of a tenant gives the same job back
+                instead of a second one, as long as the job waits or runs or
+                its result is kept (the workers' ``keep_result_s``, an hour),
+                and for a day after its earliest start at most. A fault is a
+                result, too: try again under another key.
 
         Raises:
             ErrInvalidJob: the job, the tenant's name or the time of the start

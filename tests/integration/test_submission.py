@@ -10,6 +10,7 @@ from corral import Client, ErrInvalidJob, Fault, Job, JobStatus, Limits, keys
 from corral.submission import LONGEST_DELAY_S, Request, Submission
 
 ECHO = Job(argv=("echo", "hello"))
+DAY_S = 24 * 3600
 NAP = Job(argv=("sleep", "0.05"))
 
 
@@ -68,6 +69,53 @@ async def test_the_same_idempotency_key_gives_the_same_job(
     assert first.id == again.id == later.id
     assert caught.value.path == "$.idempotency_key"
     assert sorted([first.id, other.id]) == sorted(executor.started)
+
+
+async def test_a_key_is_free_once_the_result_of_its_job_is_kept_no_longer(
+    client: Client, redis_client: ArqRedis, served: Serving, executor: Watched
+) -> None:
+    async with served():
+        first = await client.submit(ECHO, tenant="acme", idempotency_key="order-1")
+        await first.result(timeout=SOON_S)
+        await redis_client.delete(keys.result(first.id))  # as its expiry does
+        again = await client.submit(ECHO, tenant="acme", idempotency_key="order-1")
+        same = await client.submit(ECHO, tenant="acme", idempotency_key="order-1")
+
+        assert (await again.result(timeout=SOON_S)).ok
+        await redis_client.delete(keys.result(again.id))
+        other = await client.submit(NAP, tenant="acme", idempotency_key="order-1")
+        assert (await other.result(timeout=SOON_S)).ok
+
+    assert again.id == same.id
+    assert executor.started == [first.id, again.id, other.id]
+
+
+async def test_a_key_is_not_free_while_its_job_waits_or_runs(
+    client: Client, served: Serving, executor: Watched
+) -> None:
+    sleep = Job(argv=("sleep", "60"))
+    job = await client.submit(sleep, tenant="acme", idempotency_key="order-1")
+    waits = await client.submit(sleep, tenant="acme", idempotency_key="order-1")
+    async with served():
+        await executor.began.wait()
+        runs = await client.submit(sleep, tenant="acme", idempotency_key="order-1")
+        assert await job.cancel(timeout=SOON_S)
+        ended = await client.submit(sleep, tenant="acme", idempotency_key="order-1")
+
+    assert job.id == waits.id == runs.id == ended.id
+
+
+async def test_the_key_of_a_job_for_later_is_kept_for_a_day_after_its_start(
+    client: Client, redis_client: ArqRedis
+) -> None:
+    await client.submit(ECHO, tenant="acme", idempotency_key="now")
+    await client.submit(ECHO, tenant="acme", idempotency_key="later", delay_s=2 * DAY_S)
+
+    now, later = [
+        await redis_client.ttl(f"corral:idempotency:acme:{key}") for key in ("now", "later")
+    ]
+    assert DAY_S - SOON_S < now <= DAY_S
+    assert 3 * DAY_S - SOON_S < later <= 3 * DAY_S
 
 
 async def test_equal_jobs_are_the_same_job_whatever_the_order_of_their_variables(

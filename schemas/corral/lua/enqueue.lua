@@ -17,6 +17,24 @@ local new = {}
 local adds = {}
 local claimed_keys = {}
 
+local function start_of(at)
+  if ARGV[at + 5] ~= '' then
+    return math.max(now, tonumber(ARGV[at + 5]))
+  end
+  return now + tonumber(ARGV[at + 4])
+end
+
+-- What a key holds. Nothing if its job neither waits nor runs nor has a result: that has expired.
+local function held_by(tenant, name)
+  local held = call('GET', name)
+  if held then
+    local id = string.match(held, '^%S+ (.*)$')
+    if call('EXISTS', K.result .. id) == 1 or call('ZSCORE', K.queue .. tenant, id) then
+      return held
+    end
+  end
+end
+
 local function wait_for(tenant, over)
   local running = math.max(1, call('ZCARD', K.run .. tenant))
   return int(math.min(60000, math.max(100, over * estimate(tenant) / running)))
@@ -29,7 +47,8 @@ for index = 1, count do
   local earlier
   if key ~= '' then
     local name = K.idempotency .. tenant .. ':' .. key
-    local held = claimed_keys[name] or call('GET', name)
+    local claimed = claimed_keys[name]
+    local held = claimed and claimed.held or held_by(tenant, name)
     if held then
       local held_digest, held_id = string.match(held, '^(%S+) (.*)$')
       if held_digest ~= digest then
@@ -37,7 +56,7 @@ for index = 1, count do
       end
       earlier = held_id
     else
-      claimed_keys[name] = digest .. ' ' .. id
+      claimed_keys[name] = {held = digest .. ' ' .. id, at = at}
     end
   end
   if not earlier and call('EXISTS', K.job .. id, K.result .. id) > 0 then
@@ -76,10 +95,7 @@ for tenant in pairs(touched) do
 end
 for _, at in ipairs(new) do
   local tenant, id = ARGV[at + 1], ARGV[at + 2]
-  local start = now + tonumber(ARGV[at + 4])
-  if ARGV[at + 5] ~= '' then
-    start = math.max(now, tonumber(ARGV[at + 5]))
-  end
+  local start = start_of(at)
   if ARGV[at + 6] ~= '' then
     call('ZADD', K.deadlines, start + tonumber(ARGV[at + 6]), id)
   end
@@ -87,8 +103,8 @@ for _, at in ipairs(new) do
   -- Without an end of its own: however long a job waits, it is not dropped. What ends it deletes it.
   call('SET', K.job .. id, ARGV[at + 3])
 end
-for name, held in pairs(claimed_keys) do
-  call('SET', name, held, 'PX', KEEP_KEY)
+for name, claimed in pairs(claimed_keys) do
+  call('SET', name, claimed.held, 'PX', start_of(claimed.at) - now + KEEP_KEY)
 end
 for tenant in pairs(touched) do
   if arm(tenant) then
