@@ -142,9 +142,13 @@ class Client:
         start_at: dt.datetime | None = None,
         delay_s: float = 0.0,
     ) -> list[SubmittedJob]:
-        """Put up to a thousand jobs on a tenant's queue, all or none, in one round trip.
+        """Put jobs on a tenant's queue, all or none, in one round trip.
 
-        Raises what :meth:`submit` raises.
+        Up to a thousand, of up to 64 MiB together as they are encoded (stdin
+        takes a third more than it has): Redis does nothing else meanwhile.
+
+        Raises what :meth:`submit` raises, and :class:`corral.ErrInvalidJob` if
+        they are too many or too large.
         """
         return await self._submit(
             [Request(job=job, tenant=tenant, start_at=start_at, delay_s=delay_s) for job in jobs]

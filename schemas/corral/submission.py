@@ -19,6 +19,8 @@ from corral.scripts import Argument, Script
 
 MOST_AT_ONCE: Final = 1000
 """Most jobs of one round trip: Redis does nothing else meanwhile."""
+MOST_BYTES_AT_ONCE: Final = 64 * 1024 * 1024
+"""Most bytes of one round trip, encoded: they keep Redis for some tenths of a second."""
 
 LONGEST_DELAY_S: Final = 10 * 366 * 24 * 3600
 """Ten years: who means more means something else."""
@@ -48,8 +50,8 @@ class Submission:
         """Return the ids of the jobs: new ones, or those of earlier jobs of the same keys.
 
         Raises:
-            ErrInvalidJob: a request is malformed, or its idempotency key was
-                used for another job.
+            ErrInvalidJob: a request is malformed, its idempotency key was used
+                for another job, or they are too many or too large together.
             ErrQuotaExceeded: a tenant is at a cap.
             ErrDaemonUnavailable: Redis does not answer; ``retry_safety`` says
                 whether the jobs may have been queued all the same.
@@ -58,7 +60,7 @@ class Submission:
             raise ErrInvalidJob(
                 f"{len(requests)} jobs are too many at once: submit {MOST_AT_ONCE} at a time"
             )
-        words = [word for request in requests for word in _words(request)]
+        words = _all_words(requests)
         async with reaching(self._redis):
             # Whoever cannot connect has sent nothing.
             pool = self._redis.connection_pool
@@ -76,6 +78,21 @@ class Submission:
                 )
             case _:
                 raise _quota(requests[int(reply[1]) - 1].tenant, *map(bytes.decode, reply[2:]))
+
+
+def _all_words(requests: Sequence[Request]) -> list[Argument]:
+    found: list[Argument] = []
+    size = 0
+    for request in requests:
+        words = _words(request)
+        size += sum(len(word) for word in words if isinstance(word, bytes))
+        if size > MOST_BYTES_AT_ONCE:
+            raise ErrInvalidJob(
+                f"the jobs have more than {MOST_BYTES_AT_ONCE} bytes together, more than Redis is"
+                " to take at once: submit them in parts"
+            )
+        found += words
+    return found
 
 
 def _words(request: Request) -> tuple[Argument, ...]:

@@ -7,7 +7,7 @@ from arq.connections import ArqRedis
 from support.serving import SOON_S, Serving, Watched
 
 from corral import Client, ErrInvalidJob, Fault, Job, JobStatus, Limits, keys
-from corral.submission import LONGEST_DELAY_S, Request, Submission
+from corral.submission import LONGEST_DELAY_S, MOST_BYTES_AT_ONCE, Request, Submission
 
 ECHO = Job(argv=("echo", "hello"))
 DAY_S = 24 * 3600
@@ -33,6 +33,22 @@ async def test_the_longest_delay_is_accepted(client: Client) -> None:
 
     assert await job.status() is JobStatus.DEFERRED
     assert await job.cancel()
+
+
+# How much at once.
+
+
+async def test_jobs_that_would_keep_redis_for_long_are_refused_and_nothing_is_written(
+    client: Client, redis_client: ArqRedis
+) -> None:
+    large = Job(argv=("cat",), stdin=b"x" * (MOST_BYTES_AT_ONCE // 8))
+
+    with pytest.raises(ErrInvalidJob, match="submit them in parts"):
+        await client.submit_many([large] * 6, tenant="acme")
+    assert await redis_client.keys() == []
+
+    jobs = await client.submit_many([large] * 5, tenant="acme")  # base64 makes 4 bytes of 3
+    assert await redis_client.zcard(keys.queue("acme")) == len(jobs) == 5
 
 
 # Idempotency keys.
