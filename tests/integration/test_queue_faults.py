@@ -166,26 +166,6 @@ async def test_a_job_that_kills_its_workers_ends_among_the_dead_letters(
     assert codec.deserialize(bytes(payload))["a"] == (ECHO,)
 
 
-async def test_a_claim_whose_reply_was_lost_is_claimed_again_at_once(
-    client: Client, redis_client: ArqRedis, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    job = await client.submit(ECHO, tenant="acme")
-    claims = Claims(redis_client, worker="one", lease_s=10, most_lost=3)
-    real = Script.run
-
-    async def lose_the_reply(self: Script, *arguments: object) -> object:
-        await real(self, *arguments)  # type: ignore[arg-type]
-        raise ConnectionResetError
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Script, "run", lose_the_reply)
-        with pytest.raises(ConnectionResetError):
-            await claims.take(4)
-    (again,) = (await claims.take(4)).claims
-
-    assert (again.job_id, again.lost) == (job.id, 0)
-
-
 # Redis.
 
 

@@ -12,7 +12,7 @@
 --     dead       it lost its lease too often
 --     large      the payload is larger than allowed and is not given
 --     gone       the payload has expired
--- The same nonce again gives the same jobs, as far as their leases still hold.
+-- The same nonce again gives the same jobs, as far as their leases still hold; those begin anew.
 
 local worker, most, lease, nonce = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4]
 local most_lost, most_bytes, most_in_all = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
@@ -82,10 +82,16 @@ local memory = K.claim .. worker
 local earlier = call('GET', memory)
 if earlier and string.sub(earlier, 1, #nonce) == nonce then
   for _, held in ipairs(cjson.decode(string.sub(earlier, #nonce + 1))) do
-    if call('GET', K.in_progress .. held[2]) == held[3] then
-      add(held[1], held[2], held[3], read_state(K.state .. held[2]))
+    local tenant, id, token = held[1], held[2], held[3]
+    if call('GET', K.in_progress .. id) == token then
+      -- The worker counts from this request: what is left of the first one's lease may be little.
+      call('PEXPIRE', K.in_progress .. id, lease)
+      call('ZADD', K.queue .. tenant, now + lease, id)
+      call('ZADD', K.run .. tenant, now + lease, id)
+      add(tenant, id, token, read_state(K.state .. id))
     end
   end
+  call('PEXPIRE', memory, lease)
   return {now, next_due(), jobs}
 end
 
