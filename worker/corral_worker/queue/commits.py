@@ -41,10 +41,12 @@ class Commit(enum.IntEnum):
     """What became of a commit."""
 
     REFUSED = 0
-    """The lease is lost: nothing was written."""
+    """The lock is another attempt's, or gone: nothing was written."""
     DONE = 1
     CANCELLED = 2
     """Not handed back, for the job was cancelled meanwhile."""
+    GIVEN_UP = 3
+    """Redis did not take it before the lease, or the worker, was to end."""
 
 
 class _Item(msgspec.Struct, frozen=True):
@@ -68,7 +70,8 @@ class Commits:
     Args:
         redis: where the queues are.
         keep: how long and how many results are kept.
-        lease_s: seconds a lease holds: no commit is tried for longer.
+        lease_s: seconds for which a commit is tried once the worker is to end; until
+            then it is as long as the lease is renewed.
     """
 
     def __init__(self, redis: Redis, *, keep: Keep, lease_s: float) -> None:
@@ -81,7 +84,12 @@ class Commits:
             most_size=_MOST_BYTES_AT_ONCE,
             size=lambda item: len(item.first),
         )
+        self._hurried = False
         self._log = structlog.get_logger()
+
+    def hurry(self) -> None:
+        """Give up what Redis has not taken for the time of a lease: the worker is to end."""
+        self._hurried = True
 
     async def run(self) -> None:
         """Send commits until cancelled."""
@@ -115,26 +123,28 @@ class Commits:
 
     async def _commit(self, item: _Item) -> Commit:
         pause = _FIRST_PAUSE_S
-        give_up_at = time.monotonic() + self._lease_s
+        long_at = time.monotonic() + self._lease_s
         while True:
             try:
-                answer = Commit(await self._batcher.ask(item))
+                return Commit(await self._batcher.ask(item))
             except (RedisError, OSError) as error:
-                job_id = item.lease.claim.job_id
-                self._log.warning("commit.again", job_id=job_id, error=type(error).__name__)
-                if time.monotonic() > give_up_at:
-                    # The lock has expired with the lease: no answer can be better.
-                    return Commit.REFUSED
+                self._log.warning(
+                    "commit.again",
+                    job_id=item.lease.claim.job_id,
+                    error=type(error).__name__,
+                    detail=str(error),
+                )
+                # A lease that is renewed keeps the job from all others: the result is worth it.
+                if item.lease.is_over() or (self._hurried and time.monotonic() > long_at):
+                    return Commit.GIVEN_UP
                 await anyio.sleep(pause)
                 pause = min(pause * 2, _LONGEST_PAUSE_S)
-            else:
-                return answer
 
     async def _send(self, items: Sequence[_Item]) -> Sequence[int]:
         if all(item.lease.is_over() for item in items):
             # Their locks have expired with them: each batch by itself would find that out, one
             # after the other, from a server that may hang.
-            return [Commit.REFUSED] * len(items)
+            return [Commit.GIVEN_UP] * len(items)
         words = [word for item in items for word in item.words()]
         return cast(
             "Sequence[int]", await self._script.run(self._redis, *self._keep.words(), *words)

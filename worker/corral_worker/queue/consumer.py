@@ -124,6 +124,7 @@ class Consumer:
         with anyio.move_on_after(grace_s):
             await self._idle_or(hurry or anyio.Event())
         self._leases.stop_all("shutdown")
+        self._commits.hurry()
         # No deadline: sandboxes end within the executor's own, commits within a lease.
         await self._idle()
         try:

@@ -89,7 +89,15 @@ class JobService:
                 return
         if answer is Commit.REFUSED:
             self._log.warning(
-                "commit.refused", job_id=lease.claim.job_id, reason="another attempt has its place"
+                "commit.refused",
+                job_id=lease.claim.job_id,
+                reason="its lock in Redis is another attempt's, or gone",
+            )
+        elif answer is Commit.GIVEN_UP:
+            self._log.warning(
+                "commit.given_up",
+                job_id=lease.claim.job_id,
+                reason="Redis did not take it before the lease, or the worker, was to end",
             )
 
     async def _ended(self, lease: Lease, room: _Room) -> _Ending:
