@@ -116,7 +116,7 @@ class Client:
                 is malformed, or the idempotency key was used for another job.
             ErrSecurityViolation: the job breaks the client's policy.
             ErrQuotaExceeded: the tenant is at a cap; says how long to wait.
-            ErrDaemonUnavailable: Redis does not answer; ``retry_safety`` says
+            ErrDaemonUnavailable: Redis does not answer, or is full; ``retry_safety`` says
                 whether the job may have been queued all the same.
 
         Cancelling the call leaves it open whether the job was queued.

@@ -262,7 +262,10 @@ class ErrPolicyUnusable(Fault):
 
 
 class ErrDaemonUnavailable(Fault):
-    """Raised if Redis does not answer."""
+    """Raised if Redis does not answer, or is full.
+
+    Then ``context`` has the ``reason`` ``full``, and nothing was queued or changed.
+    """
 
     code = "daemon_unavailable"
 

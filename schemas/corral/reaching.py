@@ -7,7 +7,12 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from redis.asyncio import Redis
-from redis.exceptions import AuthenticationError, AuthorizationError, RedisError
+from redis.exceptions import (
+    AuthenticationError,
+    AuthorizationError,
+    OutOfMemoryError,
+    RedisError,
+)
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
@@ -22,7 +27,7 @@ async def reaching(
     """Name Redis, without its password, if it fails within the block.
 
     Raises:
-        ErrDaemonUnavailable: Redis does not answer.
+        ErrDaemonUnavailable: Redis does not answer, or is full.
         Fault: Redis refused a command.
     """
     try:
@@ -38,6 +43,14 @@ async def reaching(
             f"Redis at {_place(redis)} does not answer ({_why(error)}): is it running, and is"
             " CORRAL_REDIS_URL right?",
             retry_safety="not_started" if refused else retry_safety,
+        ) from error
+    except OutOfMemoryError as error:
+        # Said before anything is written.
+        raise ErrDaemonUnavailable(
+            f"Redis at {_place(redis)} is full, it uses all of its maxmemory: nothing was queued or"
+            " changed; try again when there is room, as jobs end and results expire, or give it"
+            " more memory",
+            context={"reason": "full"},
         ) from error
     except RedisError as error:
         raise Fault(f"Redis refused a command: {error}", retry_safety=retry_safety) from error

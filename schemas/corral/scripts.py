@@ -19,6 +19,10 @@ Argument = str | bytes | int | float
 class Script:
     """One Lua file with the shared prelude in front.
 
+    A line ``#!lua flags=…`` that it begins with stays the first. Those that bring
+    jobs to their ends or obey an operator say ``allow-oom``: a Redis that is full
+    gets empty by them. What puts jobs in says nothing, and is refused.
+
     Sent by its digest; the text only if the server does not know it: it was
     restarted, or another one took over.
 
@@ -29,12 +33,13 @@ class Script:
 
     def __init__(self, package: str, name: str) -> None:
         self.name = name
-        self._text = _with_names(
+        flags, body = _parts(_read(package, name))
+        self._text = flags + _with_names(
             "\n".join(
                 (
                     f"local VERSION = {codec.VERSION}\nlocal FUNCTION = '{keys.FUNCTION}'",
                     _read("corral", "prelude"),
-                    f"local function main()\n{_read(package, name)}\nend",
+                    f"local function main()\n{body}\nend",
                     "local reply = main()\nflush()\nreturn reply",
                 )
             )
@@ -68,6 +73,14 @@ class Script:
 
 def _read(package: str, name: str) -> str:
     return (files(package) / "lua" / f"{name}.lua").read_text(encoding="utf-8")
+
+
+def _parts(text: str) -> tuple[str, str]:
+    """Return the line that tells Redis how to run a script, if there is one, and the rest."""
+    if not text.startswith("#!"):
+        return "", text
+    flags, _, body = text.partition("\n")
+    return f"{flags}\n", body
 
 
 def _with_names(text: str) -> str:

@@ -53,7 +53,7 @@ class Submission:
             ErrInvalidJob: a request is malformed, its idempotency key was used
                 for another job, or they are too many or too large together.
             ErrQuotaExceeded: a tenant is at a cap.
-            ErrDaemonUnavailable: Redis does not answer; ``retry_safety`` says
+            ErrDaemonUnavailable: Redis does not answer, or is full; ``retry_safety`` says
                 whether the jobs may have been queued all the same.
         """
         if len(requests) > MOST_AT_ONCE:

@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Cancels one job, exactly.
 --
 -- ARGV  1 tenant   2 id   3 ending of a job cancelled in the queue, as JSON

@@ -13,7 +13,6 @@ from redis.exceptions import RedisError
 from corral import Outcome, Result, keys
 from corral.ending_codec import encode_ending
 from corral.scripts import Script
-from corral_worker.admission.decision import Shortage
 from corral_worker.admission.gate import Gate
 from corral_worker.queue.commits import Keep
 from corral_worker.queue.trouble import reason
@@ -42,8 +41,8 @@ class Sweeper:
         self._keep = keep
         self._gate = gate
         self._unready = keys.UNREADY_PREFIX + worker
-        self._told: frozenset[Shortage] = frozenset()
         self._script = Script(__package__, "sweep")
+        self._registers = Script(__package__, "register")
         self._log = structlog.get_logger()
 
     async def register(self, tenants: frozenset[str]) -> None:
@@ -53,7 +52,7 @@ class Sweeper:
             RedisError: Redis does not answer.
         """
         if tenants:
-            await cast("Awaitable[int]", self._redis.sadd(keys.TENANTS, *sorted(tenants)))
+            await self._registers.run(self._redis, *sorted(tenants))
 
     async def run(self) -> None:
         """Sweep until cancelled. An error of Redis makes it try again."""
@@ -80,19 +79,9 @@ class Sweeper:
             encode_ending(Result(outcome=Outcome.CANCELLED)),
             encode_ending(Result(outcome=Outcome.EXPIRED)),
             *self._keep.words(),
+            ",".join(sorted(self._gate.short_of)),
         )
-        await self._tell()
         return reply == 1
-
-    async def _tell(self) -> None:
-        """Say what keeps the worker from taking jobs, for those who ask why theirs waits."""
-        short_of = self._gate.short_of
-        if short_of:
-            words = ",".join(sorted(short_of))
-            await self._redis.set(self._unready, words, px=round(_GONE_AFTER_S * 1000))
-        elif self._told:
-            await self._redis.delete(self._unready)
-        self._told = short_of
 
     async def leave(self) -> None:
         """Let others sweep at once, and count as gone.

@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Marks attempts whose programs are about to start, so that none is run again unasked.
 --
 -- ARGV  two for each attempt: id, token

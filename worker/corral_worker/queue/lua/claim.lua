@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Claims up to a number of jobs, tenant by tenant in the order of virtual time.
 --
 -- ARGV  1 worker   2 most jobs   3 ms of the lease   4 nonce of the request

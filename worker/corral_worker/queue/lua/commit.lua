@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Ends attempts: writes their results, or hands their jobs back. Fenced by the token.
 --
 -- ARGV  1 ms to keep a result   2 entries of a results stream   3 most bytes inline there

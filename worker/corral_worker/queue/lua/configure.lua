@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Changes the settings of a tenant, or those of tenants that have none of their own.
 --
 -- ARGV  1 tenant ('' for the defaults)   2 'set' or 'remove' (all of them)

@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Renews leases, and charges attempts that take longer than was estimated.
 --
 -- ARGV  1 ms of the lease; then three for each attempt: tenant, id, token

@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Puts a job that was given up back on its queue, as if it had never been tried.
 --
 -- ARGV  1 id   2 ms in which it must start ('' for any time)

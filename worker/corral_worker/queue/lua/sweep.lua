@@ -1,8 +1,10 @@
+#!lua flags=allow-oom
 -- Tells that a worker lives and, if it is the one that sweeps, looks for what nobody told of.
 --
 -- ARGV  1 worker   2 ms after which the worker counts as gone   3 ms of the sweeper's lease
 --       4 ending of a cancelled job, as JSON   5 ending of an expired one
 --       6 ms to keep a result   7 entries of a results stream   8 most bytes inline there
+--       9 what its host is short of, so that it takes no jobs ('' for nothing)
 -- Returns 1 if this worker sweeps, else 0.
 --
 -- Every step is bounded; the next sweep goes on where this one stopped.
@@ -17,6 +19,11 @@ local GROUP = 200
 local MOST_KEYS = 2000
 
 call('ZADD', K.workers, now + tonumber(ARGV[2]), worker)
+if ARGV[9] ~= '' then
+  call('SET', K.unready .. worker, ARGV[9], 'PX', ARGV[2])
+else
+  call('DEL', K.unready .. worker)
+end
 local leader = call('GET', K.sweeper)
 if leader and leader ~= worker then
   return 0
