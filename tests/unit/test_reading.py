@@ -139,6 +139,59 @@ async def test_nothing_is_read_before_what_was_fed_has_settled() -> None:
     assert slow.fed == [b"first", b"second"]
 
 
+@pytest.mark.parametrize("is_cancelled", [False, True])
+async def test_what_came_while_something_settled_is_fed_though_nobody_reads_any_more(
+    *, is_cancelled: bool
+) -> None:
+    slow = Slow()
+    with Pipe(parent="read") as pipe:
+        async with anyio.create_task_group() as tasks:
+            with Reading(tasks) as reading:
+                reading.read(pipe.ours, slow.feed, settling=slow)
+                os.write(pipe.theirs, b"first")
+                with anyio.fail_after(SOON_S):
+                    await slow.asked.wait()
+                os.write(pipe.theirs, b"last")
+                pipe.close(pipe.theirs)
+            # What is being written must not be added to.
+            assert slow.fed == [b"first"]
+            if is_cancelled:
+                tasks.cancel_scope.cancel()
+            slow.may_settle.set()
+
+    assert slow.fed == [b"first", b"last"]
+
+
+async def test_what_is_there_when_the_block_ends_is_fed() -> None:
+    fed: list[bytes] = []
+    with Pipe(parent="read") as pipe:
+        async with anyio.create_task_group() as tasks:
+            with Reading(tasks) as reading:
+                reading.read(pipe.ours, fed.append)
+                os.write(pipe.theirs, b"in time")
+
+    assert fed == [b"in time"]
+
+
+async def test_whoever_writes_on_and_on_does_not_keep_the_block_from_its_end() -> None:
+    slow = Slow()
+    with Pipe(parent="read") as pipe:
+
+        def feed(chunk: bytes) -> None:
+            slow.feed(chunk)
+            os.write(pipe.theirs, b"more")
+
+        async with anyio.create_task_group() as tasks:
+            with Reading(tasks) as reading:
+                reading.read(pipe.ours, feed, settling=slow)
+                os.write(pipe.theirs, b"first")
+                with anyio.fail_after(SOON_S):
+                    await slow.asked.wait()
+            slow.may_settle.set()
+
+    assert slow.fed == [b"first", b"more"]
+
+
 async def test_whoever_hurries_gets_what_is_there_without_a_turn_of_the_event_loop() -> None:
     fed: list[bytes] = []
     with Pipe(parent="read") as pipe:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import tempfile
+import threading
 from pathlib import Path
 
 import pytest
@@ -33,7 +34,9 @@ from corral import (
     HostLimits,
     Outcome,
 )
-from corral_worker.sandbox import removal
+from corral_worker.process.capture import BoundedOutput
+from corral_worker.process.reading import Reading
+from corral_worker.sandbox import lifecycle, removal
 from corral_worker.sandbox.cgroup import CgroupError, Counters
 from corral_worker.sandbox.ladder import Life
 from corral_worker.sandbox.lifecycle import ColdStart
@@ -219,3 +222,38 @@ async def test_a_disk_too_full_for_large_output_is_the_hosts_fault(
         await sandboxes.run(JOB, LIMITS, ROOTFS, Stop())
 
     assert left(runsc, runs) == []
+
+
+async def test_a_disk_that_is_slower_than_the_program_loses_none_of_its_output(
+    sandboxes: ColdStart,
+    runsc: Runsc,
+    script: Script,
+    give_up_soon: GiveUpSoon,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    give_up_soon("_DRAIN_WITHIN_S", of=lifecycle)
+    gave_up = threading.Event()
+    leave, write_out = Reading.__exit__, BoundedOutput._write_out
+
+    def told(reading: Reading, *error: object) -> None:
+        leave(reading, *error)  # type: ignore[arg-type]
+        gave_up.set()
+
+    def slow(output: BoundedOutput, directory: Path) -> None:
+        (runsc.root / "fake" / "writes").touch()
+        assert gave_up.wait(SOON_S)
+        write_out(output, directory)
+
+    monkeypatch.setattr(Reading, "__exit__", told)
+    monkeypatch.setattr(BoundedOutput, "_write_out", slow)
+    script(
+        "run",
+        "state running; head -c 70000 /dev/zero;"
+        " while [ ! -e $root/fake/writes ]; do sleep 0.01; done; echo the end; note 0; forget",
+    )
+
+    report = await sandboxes.run(JOB, LIMITS, ROOTFS, Stop())
+
+    assert report.ending == Ending(outcome=Outcome.EXITED, exit_code=0)
+    assert (report.stdout.total, report.stdout.gap) == (70_008, None)
+    assert report.stdout.data == bytes(70_000) + b"the end\n"

@@ -57,7 +57,10 @@ class Reading:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Read no more. What was read was fed."""
+        """Feed what is there, and read no more.
+
+        What is being settled by then is fed when that is over, before the task group ends.
+        """
         for source in self._sources:
             source.close()
 
@@ -72,7 +75,7 @@ class Reading:
         """Feed every chunk of a descriptor until its end, from now on.
 
         Args:
-            descriptor: it stays open until the block has ended.
+            descriptor: it stays open until the task group has ended.
             feed: called in the event loop.
             settling: what each chunk may make wait.
             pause_s: seconds before each look at it, until :meth:`hurry`. What fills a pipe in less
@@ -138,7 +141,12 @@ class _Source:
                 look()
 
     def close(self) -> None:
-        """Read no more."""
+        """Feed what is there, and read no more."""
+        if self._is_open and not self._is_settling:
+            self._take()
+        self._shut()
+
+    def _shut(self) -> None:
         self._is_open = False
         self._deafen()
 
@@ -164,20 +172,12 @@ class _Source:
             self._loop.remove_reader(self._descriptor)
 
     def _look(self) -> None:
-        try:
-            chunk = os.read(self._descriptor, _CHUNK)
-            if chunk:
-                self._feed(chunk)
-        except BlockingIOError:
-            if self._pause_s:
+        chunk = self._take()
+        if chunk is None:
+            if self._is_open and self._pause_s:
                 self._pause_for(self._pause_s)
-            return
-        except Exception as error:  # noqa: BLE001 - raised where it belongs
-            self.close()
-            self._tasks.start_soon(_fail, error)
-            return
-        if not chunk:
-            self.close()
+        elif not chunk:
+            self._shut()
             self._ended()
         elif self._settling is not None and not self._settling.is_settled:
             self._deafen()
@@ -187,9 +187,29 @@ class _Source:
             # Who fills a pipe is held up by it.
             self._pause_for(self._pause_s if len(chunk) < _FULL else 0.0)
 
+    def _take(self) -> bytes | None:
+        """Feed what is there, and return it: nothing at the end, None if there is none now."""
+        try:
+            chunk = os.read(self._descriptor, _CHUNK)
+            if chunk:
+                self._feed(chunk)
+        except BlockingIOError:
+            return None
+        except Exception as error:  # noqa: BLE001 - raised where it belongs
+            self._shut()
+            self._tasks.start_soon(_fail, error)
+            return None
+        return chunk
+
     async def _settle(self, settling: Settling) -> None:
-        await settling.settle()
-        self._is_settling = False
+        try:
+            await settling.settle()
+        finally:
+            self._is_settling = False
+            if not self._is_open:
+                # Nobody has read meanwhile. A pipe holds less than is taken at one time: whoever
+                # still writes to it keeps nobody here.
+                self._take()
         if self._is_open:
             self.go_on()
 
