@@ -87,6 +87,7 @@ class Place:
 
         Raises:
             CgroupError: a limit would not hold.
+            OSError: the host cannot say, for example for want of a file descriptor.
         """
         host_limits = self.cgroup.limit(_host_limits(limits))
         self.cgroup.begin()

@@ -168,6 +168,11 @@ class WarmStart:
             raise ErrSandboxCreationFailed(
                 "the job's limits cannot be enforced on this host", detail=str(error)
             ) from error
+        except OSError as error:
+            raise ErrSandboxCreationFailed(
+                f"the host failed while the job's limits were being set: {error.strerror}",
+                detail=str(error),
+            ) from error
 
     async def _start(self, spec: SandboxSpec, pipes: Pipes, life: Life, stop: Stop) -> None:
         """Start the program; ``life`` notes whether it runs."""
