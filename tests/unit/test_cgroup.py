@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import signal
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +15,6 @@ from msgspec.structs import replace
 from corral import HostLimits
 from corral_worker.sandbox import cgroup
 from corral_worker.sandbox.cgroup import CgroupError, Counters, SandboxCgroup
-from corral_worker.sandbox.cgroup_processes import signal_all
 from corral_worker.sandbox.cgroup_v1 import CgroupV1
 from corral_worker.sandbox.cgroup_v2 import CgroupV2
 
@@ -251,35 +248,6 @@ def test_in_version_1_what_is_frozen_is_thawed_to_die(tmp_path: Path) -> None:
     CgroupV1(hierarchies, "/corral/one").kill()
 
     assert (own / "freezer.state").read_text() == "THAWED"
-
-
-def test_a_process_of_another_pid_namespace_is_never_taken_for_ourselves(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    killed: list[tuple[int, int]] = []
-    monkeypatch.setattr(os, "kill", lambda pid, number: killed.append((pid, number)))
-
-    signal_all([0, 7])
-
-    assert killed == [(7, signal.SIGKILL)]
-
-
-def test_a_parent_is_killed_before_its_children_however_they_are_numbered(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    killed: list[int] = []
-    with subprocess.Popen(
-        ["sh", "-c", "sleep 1000 & echo $!; wait"], stdout=subprocess.PIPE
-    ) as parent:
-        assert parent.stdout is not None
-        child = int(parent.stdout.readline())
-        with monkeypatch.context() as patched:
-            patched.setattr(os, "kill", lambda pid, _: killed.append(pid))
-            signal_all([child, parent.pid])
-            signal_all([parent.pid, child])
-        signal_all([child, parent.pid])
-
-    assert killed == [parent.pid, child] * 2
 
 
 def test_a_cgroup_that_is_not_empty_is_not_removed(tmp_path: Path) -> None:

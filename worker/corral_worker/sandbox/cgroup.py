@@ -21,8 +21,8 @@ from corral import HostLimits
 SWAPS = Path("/proc/swaps")
 """The swap areas in use: a line each, below a heading."""
 
-# The second one is what an open control file gives.
-_GONE = frozenset({errno.ENOENT, errno.ENODEV})
+# The second one is what an open control file gives, the third one that of a process.
+_GONE = frozenset({errno.ENOENT, errno.ENODEV, errno.ESRCH})
 _MAKE_ATTEMPTS = 5
 _LINKS_OF_A_LEAF = 2
 _CHUNK = 4096
