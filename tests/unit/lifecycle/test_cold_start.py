@@ -9,6 +9,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 from structlog.testing import capture_logs
 from support.cold_starts import (
     HANGS,
@@ -35,7 +36,7 @@ from corral import (
     Outcome,
 )
 from corral_worker.process.capture import BoundedOutput
-from corral_worker.process.reading import Reading
+from corral_worker.process.reading import Feed, Reading, Settling
 from corral_worker.sandbox import lifecycle, removal
 from corral_worker.sandbox.cgroup import CgroupError, Counters
 from corral_worker.sandbox.ladder import Life
@@ -222,6 +223,33 @@ async def test_a_disk_too_full_for_large_output_is_the_hosts_fault(
         await sandboxes.run(JOB, LIMITS, ROOTFS, Stop())
 
     assert left(runsc, runs) == []
+
+
+@pytest.mark.parametrize("wall_s", [1e-9, 0.01, 60.0])
+async def test_however_short_its_wall_limit_a_sandbox_that_boots_leaves_the_worker_in_peace(
+    sandboxes: ColdStart, monkeypatch: pytest.MonkeyPatch, wall_s: float
+) -> None:
+    pauses: list[float] = []
+    read = Reading.read
+
+    def noted(
+        reading: Reading,
+        descriptor: int,
+        feed: Feed,
+        *,
+        settling: Settling | None = None,
+        pause_s: float = 0.0,
+    ) -> None:
+        if pause_s:
+            pauses.append(pause_s)
+        read(reading, descriptor, feed, settling=settling, pause_s=pause_s)
+
+    monkeypatch.setattr(Reading, "read", noted)
+
+    await sandboxes.run(JOB, replace(LIMITS, wall_s=wall_s), ROOTFS, Stop())
+
+    (pause_s,) = pauses
+    assert 0.02 <= pause_s <= 0.25
 
 
 async def test_a_disk_that_is_slower_than_the_program_loses_none_of_its_output(

@@ -50,6 +50,8 @@ _GULP_S = 0.25
 than all else. They bear their times, so that nothing is lost but the knowledge of it meanwhile."""
 _GULPS = 4
 """In the time of a wall limit, lest a short one be known too late."""
+_LEAST_GULP_S = 0.02
+"""No wall limit is worth a worker that does nothing but look."""
 
 
 class Sandboxes(Protocol):
@@ -176,8 +178,7 @@ class ColdStart:
             watch = self._watch(place, limits, life, stop, tasks)
             with Reading(tasks) as reading:
                 pipes.listen(reading, limits, life, stop)
-                gulp_s = min(_GULP_S, limits.wall_s / _GULPS)
-                reading.read(notes, watch.note, pause_s=gulp_s)
+                reading.read(notes, watch.note, pause_s=_gulp_s(limits.wall_s))
                 pipes.speak(tasks)
                 try:
                     with anyio.CancelScope() as scope, stop.cancelling(scope), watch:
@@ -230,3 +231,7 @@ class ColdStart:
             return enforcing(limits, place.counters, control, stop, tasks, since=since)
 
         return Watch(life, stop, start_timeout_s=self._start_timeout_s, enforcing=enforced)
+
+
+def _gulp_s(wall_s: float) -> float:
+    return min(_GULP_S, max(_LEAST_GULP_S, wall_s / _GULPS))
