@@ -309,6 +309,18 @@ async def test_a_grandchild_that_holds_the_output_open_does_not_keep_the_call(
     assert await dead(int((tmp_path / "pid").read_text()))
 
 
+async def test_a_tool_that_the_host_cannot_watch_is_an_os_error_and_has_ended(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def refused(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(anyio, "wait_readable", refused)
+
+    with pytest.raises(OSError, match="No space left on device"):
+        await call(shell("sleep 1000"), within_s=SOON_S)
+
+
 async def test_many_calls_at_the_same_time_do_not_hold_each_other_up() -> None:
     done: list[bytes] = []
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -245,6 +246,23 @@ async def test_a_runsc_that_cannot_be_executed_is_missing(tmp_path: Path, mode: 
 
     with pytest.raises(RunscMissingError, match="cannot be executed"):
         await client.version(within_s=SOON_S)
+
+
+@pytest.mark.parametrize("step", ["Popen", "wait_readable"])
+async def test_a_host_on_which_nothing_can_be_executed_does_not_make_runsc_missing(
+    runsc: Runsc, script: Script, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    script("version", "exec sleep 1000")
+
+    def fails(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(subprocess if step == "Popen" else anyio, step, fails)
+
+    with pytest.raises(RunscError, match="No space left on device") as raised:
+        await runsc.version(within_s=SOON_S)
+
+    assert type(raised.value) is RunscError
 
 
 async def test_runsc_gets_nothing_of_the_workers_environment(

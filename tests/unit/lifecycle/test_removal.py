@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from collections.abc import Callable
@@ -177,3 +178,23 @@ async def test_a_runsc_that_does_not_delete_keeps_nothing_on_the_host(
 
     assert left(runsc, runs) == []
     assert [entry["event"] for entry in logs] == ["sandbox.not_deleted"]
+
+
+async def test_whatever_fails_when_runsc_is_to_delete_keeps_nothing_on_the_host(
+    runsc: Runsc, cgroup: Cgroup, runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fails(*_: object, **__: object) -> None:
+        raise ExceptionGroup("in a task", [OSError(errno.ENOSPC, "no watch left")])
+
+    monkeypatch.setattr(Runsc, "delete", fails)
+    (remains,) = dead(IDS[:1], runs, cgroup)
+    remains.to_delete = True
+
+    with capture_logs() as logs:
+        async with Removal.open(runsc) as removal:
+            removal.add(remains, ExitStack())
+
+    assert left(runsc, runs) == []
+    assert [(entry["event"], entry.get("exc_info")) for entry in logs] == [
+        ("sandbox.not_deleted", True)
+    ]

@@ -64,11 +64,12 @@ async def call(
         cwd: directory it starts in.
 
     Raises:
-        OSError: it cannot be executed.
+        OSError: it cannot be executed, or the host fails while it runs.
         CallTimeoutError: it did not end in time.
     """
     stdout, stderr = BoundedOutput(keep_bytes), BoundedOutput(keep_bytes)
     status: int | None = None
+    failure: OSError | None = None
     with (
         anyio.move_on_after(within_s),
         Pipe(parent="read") as out,
@@ -85,13 +86,18 @@ async def call(
             out.close(out.theirs)
             err.close(err.theirs)
             async with anyio.create_task_group() as tasks:
-                with Reading(tasks) as reading:
-                    reading.read(out.ours, stdout.feed)
-                    reading.read(err.ours, stderr.feed)
-                    status = await child.wait()
-                    # A grandchild may hold the pipes open for ever.
-                    with anyio.move_on_after(_DRAIN_WITHIN_S):
-                        await reading.ended()
+                try:
+                    with Reading(tasks) as reading:
+                        reading.read(out.ours, stdout.feed)
+                        reading.read(err.ours, stderr.feed)
+                        status = await child.wait()
+                        # A grandchild may hold the pipes open for ever.
+                        with anyio.move_on_after(_DRAIN_WITHIN_S):
+                            await reading.ended()
+                except OSError as error:
+                    failure = error  # raised below: not as part of a group
+    if failure is not None:
+        raise failure
     if status is None:
         raise CallTimeoutError(stdout.captured(), stderr.captured())
     return Completed(status=status, stdout=stdout.captured(), stderr=stderr.captured())

@@ -13,6 +13,7 @@ import anyio
 from anyio.lowlevel import RunVar
 
 _REAP_WITHIN_S = 5.0
+_LOOK_AGAIN_S = 0.01
 _OWNED: RunVar[set[int]] = RunVar("corral_worker.process.child.owned")
 
 
@@ -56,7 +57,12 @@ class ChildProcess:
         """Kill what is left of the group, and wait for the child's end. The last call of all."""
         self.kill_group()
         with anyio.move_on_after(_REAP_WITHIN_S, shield=True):
-            await self.wait()
+            try:
+                await self.wait()
+            except OSError:
+                # The kernel tells of ends only as many as it has watches for: epoll(7).
+                while self._process.poll() is None:
+                    await anyio.sleep(_LOOK_AGAIN_S)
         self._process.poll()
         os.close(self._pidfd)
         owned_pids().discard(self.pid)

@@ -108,6 +108,8 @@ async def remove(runsc: Runsc, dead: Sequence[Remains]) -> None:
                 await runsc.delete(Delete(ids=to_delete), within_s=_DELETE_WITHIN_S)
             except RunscError as error:
                 log.warning("sandbox.not_deleted", sandboxes=to_delete, detail=str(error))
+            except Exception:  # all that runsc forgets is removed without it, too
+                log.exception("sandbox.not_deleted", sandboxes=to_delete)
         await in_thread(_remove_each, runsc, dead)
     for remains in dead:
         if remains.left:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
@@ -30,6 +31,10 @@ REFERENCE_VERSION = (2024, 7, 29)
 _RELEASE = re.compile(r"(?:release-|0\.0~)(\d{4})(\d{2})(\d{2})")
 # runsc passes the signal on to its sandbox: a worker that dies takes its sandboxes along.
 _DIES_WITH_US = ("setpriv", "--pdeathsig", "KILL", "--")
+# What is runsc's own fault; all else, such as no descriptor or process left, is the host's.
+_NOT_EXECUTABLE = frozenset(
+    {errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.ELOOP, errno.ENOEXEC}
+)
 _OOM_SCORE_ADJ = 500
 """The host's memory is short: a sandbox goes before the worker or anything else."""
 
@@ -218,9 +223,9 @@ class Runsc:
         except TimeoutError:
             raise RunscTimeoutError(verb, None, f"no answer within {within_s:g} s") from None
         except OSError as error:
-            raise RunscMissingError(
-                verb, None, f"{self.binary} cannot be executed: {error.strerror}"
-            ) from error
+            why = f"{self.binary} cannot be executed: {error.strerror}"
+            kind = RunscMissingError if error.errno in _NOT_EXECUTABLE else RunscError
+            raise kind(verb, None, why) from error
         if done.status != 0:
             raise classify(verb, done.status, done.stderr.data)
         return done.stdout.data.decode(errors="replace")
