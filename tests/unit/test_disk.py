@@ -202,7 +202,8 @@ async def test_a_program_with_little_memory_is_looked_at_more_seldom(
 
     monkeypatch.setattr(enforcing, "_LOOK_S", 1.0)
     monkeypatch.setattr(enforcing, "_SELDOM_S", 5.0)
-    monkeypatch.setattr(enforcing, "anyio", SimpleNamespace(sleep=sleep))
+    scope = anyio.CancelScope
+    monkeypatch.setattr(enforcing, "anyio", SimpleNamespace(sleep=sleep, CancelScope=scope))
 
     await enforce_disk(Sandbox(memory_bytes), socket, stop)
 

@@ -35,7 +35,7 @@ from corral import (
     HostLimits,
     Outcome,
 )
-from corral_worker.process.capture import BoundedOutput
+from corral_worker.process.capture import BoundedOutput, Captured
 from corral_worker.process.reading import Feed, Reading, Settling
 from corral_worker.sandbox import lifecycle, removal
 from corral_worker.sandbox.cgroup import CgroupError, Counters
@@ -285,3 +285,23 @@ async def test_a_disk_that_is_slower_than_the_program_loses_none_of_its_output(
     assert report.ending == Ending(outcome=Outcome.EXITED, exit_code=0)
     assert (report.stdout.total, report.stdout.gap) == (70_008, None)
     assert report.stdout.data == bytes(70_000) + b"the end\n"
+
+
+async def test_however_many_wait_for_a_disk_with_their_last_bytes_they_take_few_threads(
+    sandboxes: ColdStart, script: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    by_a_writer: list[bool] = []
+    captured = BoundedOutput.captured
+
+    def noted(output: BoundedOutput) -> Captured:
+        if output.on_disk and output._spool is not None:
+            by_a_writer.append(output._spool.writers.borrowed_tokens > 0)
+        return captured(output)
+
+    monkeypatch.setattr(BoundedOutput, "captured", noted)
+    script("run", "state running; head -c 500000 /dev/zero; note 0; forget")
+
+    report = await sandboxes.run(JOB, LIMITS, ROOTFS, Stop())
+
+    assert report.stdout.total == 500_000
+    assert by_a_writer == [True]

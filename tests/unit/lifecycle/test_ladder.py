@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from pathlib import Path
 
 import anyio
@@ -18,6 +19,7 @@ from support.cold_starts import (
     PROGRAM,
     ROOTFS,
     RUNS_FOR_EVER,
+    SOON_S,
     Cgroup,
     Cgroups,
     GiveUpSoon,
@@ -28,6 +30,7 @@ from support.cold_starts import (
     ready,
     stopped,
 )
+from support.threads import none_left
 
 from corral import ErrSandboxCreationFailed, ErrWorkerLost, Outcome
 from corral_worker.sandbox import ladder
@@ -269,6 +272,27 @@ async def test_a_sandbox_that_was_not_seen_dead_is_not_certified_so(
     assert report.termination is not None
     assert not report.termination.verified_dead
     assert [entry["event"] for entry in logs] == ["sandbox.not_seen_dead"]
+
+
+async def test_a_sandbox_is_killed_though_all_threads_wait_for_a_disk(
+    sandboxes: ColdStart, runsc: Runsc, cgroup: Cgroup, script: Script
+) -> None:
+    script("run", RUNS_FOR_EVER)
+    stop, killed = Stop(), threading.Event()
+
+    def kill() -> None:
+        killed.set()
+        cgroup.signal()
+
+    cgroup.on_kill = kill
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(sandboxes.run, JOB, LIMITS, ROOTFS, stop)
+        await begun(runsc)
+        async with none_left():
+            stop.request("cancelled")
+            with anyio.fail_after(SOON_S):
+                while not killed.is_set():
+                    await anyio.sleep(0.002)
 
 
 async def test_a_limit_of_processor_time_is_watched(

@@ -17,7 +17,7 @@ from corral_worker.pool.pause import HELLO, HELLO_OUTPUT, HELLO_WAIT_STATUS, PAU
 from corral_worker.pool.ways import Failure, Ways
 from corral_worker.process.child import ChildProcess
 from corral_worker.process.output import Pipe
-from corral_worker.process.thread import in_thread
+from corral_worker.process.thread import in_thread, needed_always
 from corral_worker.sandbox.cgroup import CgroupError
 from corral_worker.sandbox.containers import (
     Containers,
@@ -289,7 +289,7 @@ async def _cancel_when_ended(child: ChildProcess, scope: anyio.CancelScope) -> N
 async def _end(place: Place, child: ChildProcess) -> None:
     with anyio.move_on_after(_TIDY_WITHIN_S, shield=True), suppress(OSError):
         # Whatever this cannot kill, the removal of the place reports.
-        await in_thread(kill_until_empty, place.cgroup)
+        await in_thread(kill_until_empty, place.cgroup, limiter=needed_always())
         await child.wait()
 
 

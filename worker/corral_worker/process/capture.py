@@ -81,8 +81,8 @@ class Spool:
 
     Args:
         directory: on a disk; it must be there by the time there is such output.
-        writers: how many may write at one time. A disk that stands still holds up those
-            who write to it, and no other threads of the worker.
+        writers: how many may write at one time, and capture what they have written. However
+            many wait for a disk that stands still, they take no more threads.
     """
 
     def __init__(self, directory: Path, writers: anyio.CapacityLimiter) -> None:
@@ -164,7 +164,8 @@ class BoundedOutput:
     def captured(self) -> Captured:
         """Return what was kept, to be called once, at the end.
 
-        If it is :attr:`on_disk`, its last bytes are written there: call it in a thread.
+        If it is :attr:`on_disk`, its last bytes are written there: call it in a thread, as one
+        of the spool's writers.
 
         Raises:
             OSError: the disk fails.

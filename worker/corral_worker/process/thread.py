@@ -7,9 +7,13 @@ from typing import TypeVar, TypeVarTuple, Unpack
 
 import anyio
 import anyio.to_thread
+from anyio.lowlevel import RunVar
 
 _Result = TypeVar("_Result")
 _Arguments = TypeVarTuple("_Arguments")
+_NEEDED_ALWAYS: RunVar[anyio.CapacityLimiter] = RunVar("corral_worker.process.thread.needed_always")
+_CALLS = 40
+"""As many as anyio has for all that name no limiter."""
 
 
 async def in_thread(
@@ -41,3 +45,16 @@ async def in_thread(
         if begun:
             raise
     return function(*arguments)
+
+
+def needed_always() -> anyio.CapacityLimiter:
+    """Return the limiter of calls without which a sandbox cannot be watched, or ended.
+
+    They touch nothing but what the kernel keeps in memory. A disk that stands still takes all
+    threads of those who do: it must not take theirs, too. One for each run of the event loop.
+    """
+    limiter = _NEEDED_ALWAYS.get(None)
+    if limiter is None:
+        limiter = anyio.CapacityLimiter(_CALLS)
+        _NEEDED_ALWAYS.set(limiter)
+    return limiter

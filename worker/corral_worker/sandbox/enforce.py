@@ -11,10 +11,11 @@ import anyio
 import anyio.abc
 
 from corral import EffectiveLimits
-from corral_worker.process.thread import in_thread
+from corral_worker.process.thread import in_thread, needed_always
 from corral_worker.sandbox.cgroup import Counters
 from corral_worker.sandbox.control import ControlSocket
 from corral_worker.sandbox.disk import DiskLimit
+from corral_worker.sandbox.outcome import KillCause
 from corral_worker.sandbox.stop import Stop
 
 _LOOK_S = 0.2
@@ -60,7 +61,9 @@ async def enforce(
     *,
     since: float,
 ) -> None:
-    """Ask for the end of a program that runs when it reaches a limit only corral enforces.
+    """Ask for the end of a program when it reaches a limit only corral enforces.
+
+    Returns as soon as anybody has asked. Its wall limit holds however long any call takes.
 
     Args:
         limits: the job's.
@@ -69,27 +72,42 @@ async def enforce(
         stop: where the end is asked for.
         since: when the program started, in monotonic seconds.
     """
+    wall_s, cpu_s = _bounds_s(limits)
+    wall = asyncio.get_running_loop().call_later(
+        max(0.0, since + wall_s - time.monotonic()), stop.request, "wall_timeout"
+    )
+    try:
+        with anyio.CancelScope() as scope, stop.cancelling(scope):
+            stop.request(await _exceeded(limits, counters, control, since, cpu_at=since + cpu_s))
+    finally:
+        wall.cancel()
+
+
+async def _exceeded(
+    limits: EffectiveLimits,
+    counters: Callable[[], Counters],
+    control: ControlSocket,
+    since: float,
+    *,
+    cpu_at: float,
+) -> KillCause:
+    """Look at a program again and again, and return why it is to be ended."""
     disk = DiskLimit(limits.disk_bytes, control)
-    wall_at, cpu_at = (since + bound_s for bound_s in _bounds_s(limits))
     look_s = _LOOK_S
     look_at = since + look_s
-    while stop.cause is None:
-        await anyio.sleep(max(0.0, min(wall_at, cpu_at, look_at) - time.monotonic()))
+    while True:
+        await anyio.sleep(max(0.0, min(cpu_at, look_at) - time.monotonic()))
         now = time.monotonic()
-        if now >= wall_at:
-            stop.request("wall_timeout")
-            return
-        used = await in_thread(counters)
+        used = await in_thread(counters, limiter=needed_always())
         cpu_left_s = limits.cpu_time_s - used.cpu_s
         if cpu_left_s <= 0:
-            stop.request("cpu_timeout")
-            return
+            return "cpu_timeout"
         cpu_at = now + max(cpu_left_s / limits.cpus, _LOOK_CLOSELY_S)
         look_s = _LOOK_S if disk.is_near(used) else min(2 * look_s, _SELDOM_S)
-        # Whatever the sandbox takes to answer, the other limits hold meanwhile.
-        cause = await disk.look(used, within_s=min(wall_at, cpu_at) - time.monotonic())
+        # Whatever the sandbox takes to answer, the other limit holds meanwhile.
+        cause = await disk.look(used, within_s=cpu_at - time.monotonic())
         if cause is not None:
-            stop.request(cause)
+            return cause
         look_at = now + look_s
 
 

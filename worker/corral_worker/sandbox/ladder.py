@@ -14,7 +14,7 @@ from corral import CorralError, EffectiveLimits, Termination
 from corral.result import KillStep
 from corral_worker.process.capture import BoundedOutput, Spool
 from corral_worker.process.child import ChildProcess
-from corral_worker.process.thread import in_thread
+from corral_worker.process.thread import in_thread, needed_always
 from corral_worker.sandbox.cgroup import SandboxCgroup
 from corral_worker.sandbox.cgroup_processes import wait_until_empty
 from corral_worker.sandbox.notes import Notes
@@ -76,6 +76,11 @@ class Life:
         if self.running is None and (status == "running" or self.notes.begun):
             self.running = self.ended or max(self.began, time.monotonic() - self.notes.age_s())
         return self.running
+
+    @property
+    def spools(self) -> bool:
+        """Whether output is on disk: to capture it, its last bytes are written there."""
+        return self.stdout.on_disk or self.stderr.on_disk
 
     @property
     def is_to_be_deleted(self) -> bool:
@@ -157,7 +162,7 @@ class Ladder:
 
     async def _kill_cgroup(self, place: Place, life: Life) -> None:
         try:
-            empty = await in_thread(kill_until_empty, place.cgroup)
+            empty = await in_thread(kill_until_empty, place.cgroup, limiter=needed_always())
         except OSError as error:
             self._rung_failed(place, error)
             return

@@ -120,7 +120,8 @@ class ColdStart:
                             (life.stdout.captured(), life.stderr.captured()),
                             read_strain(time.monotonic()),
                             place.cgroup.processes(),
-                        )
+                        ),
+                        limiter=place.spool.writers if life.spools else None,
                     )
             remains.awaited = bool(alive)
             remains.to_delete = life.is_to_be_deleted

@@ -14,7 +14,7 @@ from corral import EffectiveLimits, ErrSandboxCreationFailed, HostLimits, Job
 from corral_worker.process.capture import Captured
 from corral_worker.process.child import ChildProcess
 from corral_worker.process.reading import Reading
-from corral_worker.process.thread import in_thread
+from corral_worker.process.thread import in_thread, needed_always
 from corral_worker.sandbox.bundle import SandboxSpec
 from corral_worker.sandbox.cgroup import CgroupError, Counters
 from corral_worker.sandbox.cgroup_processes import wait_until_empty
@@ -108,7 +108,7 @@ class WarmStart:
                 raise SandboxGoneError(*self._trouble)
             last = self._last
             if last is None:
-                last = await in_thread(self._last_look, life, counters)
+                last = await in_thread(self._last_look, life, counters, limiter=needed_always())
             used, after = last
             book, streams = await self._evidence(life)
         return report(
@@ -213,7 +213,7 @@ class WarmStart:
             # What the ladder sees running is the program that waited.
             life.created, life.running = created, running
             self._dead = life.dead_at is not None
-        self._last = await in_thread(self._last_look, life, counters)
+        self._last = await in_thread(self._last_look, life, counters, limiter=needed_always())
 
     def _last_look(
         self, life: Life, counters: Callable[[], Counters]
@@ -233,8 +233,9 @@ class WarmStart:
         def read() -> tuple[LogBook, tuple[Captured, Captured]]:
             return self._log_book(), (life.stdout.captured(), life.stderr.captured())
 
-        on_disk = self._wait_status is None or life.stdout.on_disk or life.stderr.on_disk
-        return await in_thread(read) if on_disk else read()
+        if life.spools:
+            return await in_thread(read, limiter=self._place.spool.writers)
+        return await in_thread(read) if self._wait_status is None else read()
 
     def _log_book(self) -> LogBook:
         """Return the evidence: the program's own end, or what is known of the sandbox's."""
