@@ -17,6 +17,8 @@ local MOST_ENDED = 100
 local MOST_RECONCILED = 200
 local GROUP = 200
 local MOST_KEYS = 2000
+local MOST_LOOKED_AT = 3
+local EDGE = 1024
 
 call('ZADD', K.workers, now + tonumber(ARGV[2]), worker)
 if ARGV[9] ~= '' then
@@ -32,6 +34,10 @@ call('SET', K.sweeper, worker, 'PX', ARGV[3])
 -- For clients, whose cancels write results, too.
 call('HSET', K.sweep, 'keep_ms', ARGV[6], 'keep_entries', ARGV[7])
 call('ZREMRANGEBYSCORE', K.workers, '-inf', now)
+
+local function is_known(tenant)
+  return call('SISMEMBER', K.tenants, tenant) == 1
+end
 
 local function look(tenant)
   if arm(tenant) then
@@ -96,14 +102,45 @@ for _, tenant in ipairs(page[2]) do
   end
 end
 
+-- Whether a job is corral's: text in JSON that calls our function, whatever its size.
+local function is_ours(id)
+  local key = K.job .. id
+  -- Whoever shares this Redis may have put anything there.
+  local head = redis.pcall('GETRANGE', key, 0, EDGE - 1)
+  if type(head) ~= 'string' or not string.find(head, '^%s*{') then
+    return false
+  end
+  -- A call's argument is what can be long; all else stands before or after it.
+  local text = head .. '\n' .. (#head == EDGE and call('GETRANGE', key, -EDGE, -1) or '')
+  -- Others' are told by the first of these, which is quick.
+  return string.find(text, '"' .. FUNCTION .. '"', 1, true)
+    and string.find(text, '"f"%s*:%s*"' .. FUNCTION .. '"') and string.find(text, '"v"%s*:%s*%d')
+end
+
+local function has_ours(queue, first, last)
+  for _, id in ipairs(call('ZRANGE', queue, first, last)) do
+    if is_ours(id) then
+      return true
+    end
+  end
+  return false
+end
+
+-- The last too: of the first nothing may be left but their ids.
+local function is_tenants(queue)
+  return has_ours(queue, 0, MOST_LOOKED_AT - 1) or has_ours(queue, -MOST_LOOKED_AT, -1)
+end
+
 -- Queues of tenants that nobody knows: stock arq tells nobody. A part of all keys
--- at a time: found at once in a small Redis, and in the end in a large one.
+-- at a time: found at once in a small Redis, and in the end in a large one. Those
+-- without a job of ours are other applications'.
 local keyspace = call('SCAN', call('HGET', K.sweep, 'keyspace') or '0', 'MATCH', K.queue .. '*',
   'COUNT', MOST_KEYS, 'TYPE', 'zset')
 call('HSET', K.sweep, 'keyspace', keyspace[1])
 for _, queue in ipairs(keyspace[2]) do
   local tenant = string.match(string.sub(queue, #K.queue + 1), '^[a-z0-9][a-z0-9_-]*$')
-  if tenant and #tenant <= 63 and call('SADD', K.tenants, tenant) == 1 then
+  if tenant and #tenant <= 63 and not is_known(tenant) and is_tenants(queue) then
+    call('SADD', K.tenants, tenant)
     look(tenant)
   end
 end
@@ -115,7 +152,7 @@ for _, id in ipairs(call('ZRANGE', K.abort, 0, MOST_ENDED - 1)) do
   local lock = call('GET', K.in_progress .. id)
   local foreign = lock and lock ~= call('HGET', K.state .. id, 'token')
   if not foreign then
-    local found = tenant and cancel(tenant, id, ARGV[4], keep) or 'unknown'
+    local found = tenant and is_known(tenant) and cancel(tenant, id, ARGV[4], keep) or 'unknown'
     -- A job in a queue that its id does not tell: whoever claims it looks here.
     if found ~= 'unknown' or call('EXISTS', K.job .. id) == 0 then
       call('ZREM', K.abort, id)
