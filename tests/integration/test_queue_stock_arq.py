@@ -124,6 +124,23 @@ async def test_stock_arq_aborts_a_queued_job_which_never_starts(
     assert executor.started == ["acme:1"]
 
 
+async def test_aborts_that_must_wait_hold_up_no_others(
+    pool: ArqRedis, served: Serving, executor: Watched
+) -> None:
+    await cast("Awaitable[int]", pool.hset(keys.tenant_settings("noisy"), "suspended", "1"))
+    for _ in range(250):
+        waiting = await pool.enqueue_job("execute", ECHO, _queue_name="arq:queue:noisy")
+        assert waiting is not None
+        await pool.zadd(keys.ABORT, {waiting.job_id: 1})
+    async with served():
+        job = await _enqueue(pool, SLEEP)
+        await executor.began.wait()
+
+        assert await job.abort(timeout=SOON_S, poll_delay=0.01)
+
+    assert await pool.zcard(keys.ABORT) == 250
+
+
 async def test_an_abort_of_an_unknown_job_does_not_hit_a_later_one_of_its_id(
     pool: ArqRedis, served: Serving
 ) -> None:

@@ -145,9 +145,12 @@ for _, queue in ipairs(keyspace[2]) do
   end
 end
 
--- Requests of Job.abort() of stock arq. Those that hit nothing are dropped: they
--- would end the next job of the same id.
-for _, id in ipairs(call('ZRANGE', K.abort, 0, MOST_ENDED - 1)) do
+-- Requests of Job.abort() of stock arq, a part at a time: those that stay, for nobody has
+-- claimed their jobs yet, hold up no others. Those that hit nothing are dropped: they would
+-- end the next job of the same id.
+local past = tonumber(call('HGET', K.sweep, 'abort') or 0)
+local aborts = call('ZRANGE', K.abort, past, past + MOST_ENDED - 1)
+for _, id in ipairs(aborts) do
   local tenant = call('HGET', K.state .. id, 'tenant') or string.match(id, '^([a-z0-9][a-z0-9_-]*):')
   local lock = call('GET', K.in_progress .. id)
   local foreign = lock and lock ~= call('HGET', K.state .. id, 'token')
@@ -158,7 +161,11 @@ for _, id in ipairs(call('ZRANGE', K.abort, 0, MOST_ENDED - 1)) do
       call('ZREM', K.abort, id)
     end
   end
+  if call('ZSCORE', K.abort, id) then
+    past = past + 1
+  end
 end
+call('HSET', K.sweep, 'abort', #aborts == MOST_ENDED and past or '0')
 
 -- Jobs that were to have started by now.
 for _, id in ipairs(call('ZRANGEBYSCORE', K.deadlines, '-inf', now, 'LIMIT', 0, MOST_ENDED)) do
