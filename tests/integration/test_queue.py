@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
 from collections.abc import Awaitable
 from typing import cast
 
@@ -216,6 +217,20 @@ async def test_a_poisoned_payload_fails_alone_and_is_kept_aside(
     assert path == caught.value.path
     assert await redis_client.get(keys.dead("acme:poison")) == payload
     assert await redis_client.zrange(keys.DEAD, 0, -1) == [b"acme:poison"]
+
+
+async def test_a_poisoned_payload_that_is_due_for_ever_fails_readably_though_clocks_differ(
+    client: Client, redis_client: ArqRedis, served: Serving, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = time.time_ns
+    monkeypatch.setattr(time, "time_ns", lambda: real() - 3600 * 1_000_000_000)
+    await redis_client.set(keys.job("acme:poison"), b'{"v":1,"f":"other","et":1,"a":[]}')
+    await redis_client.zadd(QUEUE, {"acme:poison": -math.inf})
+    async with served():
+        with pytest.raises(ErrInvalidJob) as caught:
+            await client.job("acme:poison").result(timeout=SOON_S)
+
+    assert caught.value.path == "$.f"
 
 
 async def test_a_bug_of_the_executor_ends_its_job_alone_and_tells_nothing_of_the_host(

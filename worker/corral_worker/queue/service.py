@@ -230,7 +230,10 @@ def _encode(
         {
             "t": claim.starts + 1,
             "f": keys.FUNCTION,
-            "et": began_ms - round(claim.queued_s * 1000) if enqueued_ms is None else enqueued_ms,
+            # A job may be due since 1970, and the clock here be behind that of Redis.
+            "et": max(0, began_ms - round(claim.queued_s * 1000))
+            if enqueued_ms is None
+            else enqueued_ms,
             "s": isinstance(how, Result) and how.outcome is not Outcome.CANCELLED,
             "r": how,
             "st": began_ms,
