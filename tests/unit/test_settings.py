@@ -229,6 +229,37 @@ def test_an_unknown_variable_is_refused_with_what_was_meant() -> None:
     ]
 
 
+@pytest.mark.parametrize("key", ["CORRAL_LIV", "CORRAL_POLIC", "CORRAL_TENANT", "CORRAL_XYZ"])
+def test_only_variables_that_can_be_set_are_offered_for_an_unknown_one(key: str) -> None:
+    (found,) = problems(None, {**ENVIRON, key: "1"})
+
+    offered = {word.strip("?,") for word in found.partition("unknown variable; ")[2].split()}
+    assert "CORRAL_SLOTS" in offered
+    assert not offered & {"CORRAL_LIVE", "CORRAL_POLICY", "CORRAL_TENANTS", "CORRAL_ADMISSION"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "SERVICE_HOST",
+        "SERVICE_PORT",
+        "REDIS_SERVICE_HOST",
+        "REDIS_SERVICE_PORT",
+        "REDIS_SERVICE_PORT_REDIS",
+        "REDIS_PORT",
+        "REDIS_PORT_6379_TCP",
+        "REDIS_PORT_6379_TCP_PROTO",
+        "REDIS_PORT_6379_TCP_PORT",
+        "REDIS_PORT_6379_TCP_ADDR",
+    ],
+)
+def test_what_kubernetes_sets_for_a_service_is_refused_with_the_remedy(name: str) -> None:
+    (found,) = problems(None, {**ENVIRON, f"CORRAL_{name}": "10.0.0.1"})
+
+    assert found.startswith(f"environment CORRAL_{name}: unknown variable; ")
+    assert "set enableServiceLinks: false in the pod's spec" in found
+
+
 def test_a_variable_in_small_letters_is_no_setting() -> None:
     (found,) = problems(None, {**ENVIRON, "CORRAL_slots": "1"})
     assert "CORRAL_slots: unknown variable" in found

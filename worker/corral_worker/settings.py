@@ -7,6 +7,7 @@ start: a limit somebody mistyped must not turn into no limit.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Final, Literal
@@ -44,6 +45,14 @@ _LIVE = "CORRAL_LIVE"
 """Asks corral's own tests for live ones, as do the ones with the prefix below."""
 _TEST_PREFIX = "CORRAL_TEST_"
 _ONLY_IN_FILE = frozenset({"admission", "policy", "tenants"})
+_OF_A_SERVICE = re.compile(
+    r"_SERVICE_HOST\Z|_SERVICE_PORT(_\w+)?\Z|_PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?\Z"
+)
+"""Ends of the variables that Kubernetes sets for each Service of a pod's namespace."""
+_FROM_KUBERNETES = (
+    "Kubernetes sets such for a Service whose name begins with corral: set enableServiceLinks:"
+    " false in the pod's spec"
+)
 
 
 class TenantSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -202,7 +211,8 @@ def _is_absent(path: Path) -> bool:
 def _take_environment(draft: Draft[Settings], environ: Mapping[str, str]) -> None:
     given = {key: value for key, value in environ.items() if key.startswith(_PREFIX) and value}
     names = {_PREFIX + name.upper(): name for name in Settings.__struct_fields__}
-    known = {*names.keys(), _CONFIG, _LIVE, _REDIS_URL_FILE}
+    settable = {key for key, name in names.items() if name not in _ONLY_IN_FILE}
+    settable |= {_CONFIG, _REDIS_URL_FILE}
     for key in sorted(given):
         source = f"environment {key}"
         name = names.get(key)
@@ -215,8 +225,9 @@ def _take_environment(draft: Draft[Settings], environ: Mapping[str, str]) -> Non
                 draft.take_secret_file(source, "redis_url", Path(given[key]))
         elif name is not None:
             draft.take(source, name, given[key], strict=False)
-        elif key not in known and not key.startswith(_TEST_PREFIX):
-            draft.refuse(source, "", f"unknown variable; {hint(key, known)}")
+        elif key not in {_CONFIG, _LIVE} and not key.startswith(_TEST_PREFIX):
+            meant = _FROM_KUBERNETES if _OF_A_SERVICE.search(key) else hint(key, settable)
+            draft.refuse(source, "", f"unknown variable; {meant}")
 
 
 def _findings(name: str, value: object) -> Iterator[settings_rules.Finding]:
