@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime as dt
 import os
-import secrets
 from collections.abc import AsyncIterator, Sequence
 from types import TracebackType
 from typing import Self
@@ -13,6 +12,7 @@ from corral import keys
 from corral.connection import connect, ping
 from corral.done import DoneListener
 from corral.errors import ErrClientNotConfigured
+from corral.guests import Guests
 from corral.job import Job
 from corral.job_codec import decode_job, encode_job
 from corral.policy import Policy
@@ -58,6 +58,7 @@ class Client:
         self._policy = policy
         self._submission = Submission(self._redis)
         self._listener = DoneListener(self._redis)
+        self._guests = Guests(self._redis)
         self._canceller = Script("corral", "cancel")
         self._explainer = Script("corral", "explain")
 
@@ -77,6 +78,7 @@ class Client:
     async def aclose(self) -> None:
         """Close the connections. Jobs go on."""
         await self._listener.aclose()
+        await self._guests.aclose()
         await self._redis.aclose(close_connection_pool=True)
 
     async def ping(self) -> None:
@@ -169,25 +171,33 @@ class Client:
     ) -> AsyncIterator[FinishedJob]:
         """Iterate over a tenant's results as they come: a queue of its own.
 
-        Every result is told once to each group, and comes again until it is
-        acknowledged::
+        Every result in the tenant's stream is told once to each group, and
+        comes again until it is acknowledged::
 
             async for finished in client.results("acme", group="web"):
                 print(finished.job_id, await finished.result())
                 await finished.ack()
 
+        The stream is bounded: beyond the workers' ``stream_entries`` (1,000)
+        the oldest go, told or not, and once no result has come for
+        ``keep_result_s`` (an hour) it goes as a whole. Whoever was away for
+        longer asks for the results of the jobs it submitted, by their ids.
+
         Args:
             tenant: whose results.
             group: each group gets every result, each of its consumers a part.
             consumer: a name that is the same after a restart gets again what
-                it had not acknowledged; one of its own if left out.
+                it had not acknowledged; if left out one of its own, which is
+                gone when the iteration ends, unless entries are left that it
+                has not acknowledged. Another consumer takes over what was
+                left for a minute.
 
         Raises:
             ErrInvalidJob: the tenant's name is malformed.
             ErrDaemonUnavailable: Redis does not answer; from the iterator.
         """
         stream = ResultsStream(
-            self._redis, tenant=tenant, group=group, consumer=consumer or secrets.token_hex(8)
+            self._redis, tenant=tenant, group=group, consumer=consumer, guests=self._guests
         )
         return stream.entries()
 

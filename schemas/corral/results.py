@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import AsyncIterator, Awaitable
+from contextlib import AbstractContextManager, nullcontext
 from typing import cast
 
 from redis.asyncio import Redis
@@ -10,6 +12,7 @@ from redis.exceptions import ResponseError
 
 from corral import codec, keys
 from corral.errors import ErrJobNotFound
+from corral.guests import Guest, Guests
 from corral.reaching import reaching
 from corral.result import Result
 
@@ -21,7 +24,11 @@ _Entries = list[tuple[bytes, dict[bytes, bytes] | None]]
 
 
 class FinishedJob:
-    """One entry of a results stream. It comes again until it is acknowledged."""
+    """One entry of a results stream. It comes again until it is acknowledged.
+
+    If its stream has been trimmed, or has expired, it does not: see
+    :meth:`corral.Client.results`.
+    """
 
     def __init__(
         self, redis: Redis, *, stream: str, group: str, entry: bytes, fields: dict[bytes, bytes]
@@ -66,14 +73,19 @@ class ResultsStream:
         redis: where the stream is.
         tenant: whose results.
         group: each group gets every result, each of its consumers a part.
-        consumer: this consumer's name within the group.
+        consumer: this consumer's name within the group; one of its own, as
+            long as it is read, if None.
+        guests: where that one is noted.
     """
 
-    def __init__(self, redis: Redis, *, tenant: str, group: str, consumer: str) -> None:
+    def __init__(
+        self, redis: Redis, *, tenant: str, group: str, consumer: str | None, guests: Guests
+    ) -> None:
         self._redis = redis
         self._stream = keys.results(tenant)
         self._group = group
-        self._consumer = consumer
+        self._consumer = consumer or secrets.token_hex(8)
+        self._guests = None if consumer else guests
 
     async def entries(self) -> AsyncIterator[FinishedJob]:
         """Yield results for ever: this consumer's unacknowledged ones, then new ones.
@@ -85,21 +97,28 @@ class ResultsStream:
             ErrDaemonUnavailable: Redis does not answer.
         """
         after = b"0"
-        while True:
-            async with reaching(self._redis):
-                entries = await self._next(after)
-            if after != b">":
-                # One's own, from before a restart: until there are no more.
-                after = entries[-1][0] if entries else b">"
-            for entry, fields in entries:
-                if fields:
-                    yield FinishedJob(
-                        self._redis,
-                        stream=self._stream,
-                        group=self._group,
-                        entry=entry,
-                        fields=fields,
-                    )
+        with self._stay():
+            while True:
+                async with reaching(self._redis):
+                    entries = await self._next(after)
+                if after != b">":
+                    # One's own, from before a restart: until there are no more.
+                    after = entries[-1][0] if entries else b">"
+                for entry, fields in entries:
+                    if fields:
+                        yield FinishedJob(
+                            self._redis,
+                            stream=self._stream,
+                            group=self._group,
+                            entry=entry,
+                            fields=fields,
+                        )
+
+    def _stay(self) -> AbstractContextManager[None]:
+        if self._guests is None:
+            return nullcontext()
+        guest = Guest(stream=self._stream, group=self._group, name=self._consumer)
+        return self._guests.staying(guest)
 
     async def _next(self, after: bytes) -> _Entries:
         try:

@@ -7,7 +7,6 @@ import time
 from collections.abc import Awaitable
 from typing import cast
 
-import anyio
 import pytest
 from arq.connections import ArqRedis
 from support.serving import SOON_S, Serving, Watched, nothing_is_left, until
@@ -17,7 +16,6 @@ from corral import (
     Client,
     ErrJobNotFound,
     ErrQuotaExceeded,
-    ErrSecurityViolation,
     Job,
     Outcome,
     Result,
@@ -243,38 +241,3 @@ async def test_a_finished_jobs_cancel_is_false_and_an_unknown_ones_leaves_no_tra
             await client.job("acme:nobody").cancel()
 
     assert await nothing_is_left(redis_client)
-
-
-async def test_results_are_a_queue_of_their_own(client: Client, served: Serving) -> None:
-    async with served():
-        jobs = await client.submit_many(
-            [Job(argv=("echo", str(number))) for number in range(5)], tenant="acme"
-        )
-        rejected = await client.submit(Job(argv=("echo",), user="root"), tenant="acme")
-        seen: dict[str, bytes | str] = {}
-        with anyio.fail_after(SOON_S):
-            async for finished in client.results("acme", group="web", consumer="one"):
-                try:
-                    seen[finished.job_id] = (await finished.result()).stdout
-                except ErrSecurityViolation as error:
-                    seen[finished.job_id] = error.code
-                await finished.ack()
-                if len(seen) == 6:
-                    break
-
-    expected: dict[str, bytes | str] = {
-        job.id: str(number).encode() for number, job in enumerate(jobs)
-    }
-    assert expected | {rejected.id: "security_violation"} == seen
-
-
-async def test_a_result_that_was_not_acknowledged_comes_again(
-    client: Client, served: Serving
-) -> None:
-    async with served():
-        job = await client.submit(ECHO, tenant="acme")
-        for _ in range(2):
-            with anyio.fail_after(SOON_S):
-                async for finished in client.results("acme", consumer="one"):
-                    assert finished.job_id == job.id
-                    break
