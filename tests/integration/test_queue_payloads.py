@@ -8,18 +8,37 @@ from typing import cast
 import anyio
 import pytest
 from arq.connections import ArqRedis
+from msgspec import structs
 from redis.asyncio import Redis
-from support.serving import SOON_S, Serving, Watched, nothing_is_left, until
+from support.serving import SOON_S, Serving, Watched, nothing_is_left, serving, until
 
-from corral import Client, ErrInvalidJob, ErrSecurityViolation, Job, Outcome, keys
+from corral import Client, ErrInvalidJob, ErrSecurityViolation, Job, Outcome, Result, keys
 from corral.scripts import Script
+from corral_worker.executor.executor import Attempt
 from corral_worker.queue.claims import Claims
+from corral_worker.sandbox.stop import Stop
 
 QUEUE = "arq:queue:acme"
 ECHO = Job(argv=("echo", "hello"))
 SLEEP = Job(argv=("sleep", "60"))
 FOR_EVER = -1
 MONTH_S = 30 * 24 * 3600
+
+
+class _Begun(Watched):
+    """Tells when a program has begun."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.begun = anyio.Event()
+
+    async def execute(self, attempt: Attempt, stop: Stop) -> Result:
+        async def begin() -> None:
+            if attempt.begin is not None:
+                await attempt.begin()
+            self.begun.set()
+
+        return await super().execute(structs.replace(attempt, begin=begin), stop)
 
 
 async def _ends(redis: Redis, job_id: str) -> set[int]:
@@ -131,16 +150,19 @@ async def test_a_dead_letter_has_an_end_and_nothing_else_of_the_job_is_left(
     assert await nothing_is_left(redis_client)
 
 
-async def test_a_job_that_is_handed_back_has_no_end(
-    client: Client, redis_client: ArqRedis, served: Serving, executor: Watched
+async def test_a_program_that_a_drain_stops_has_used_up_an_attempt_and_its_job_has_no_end(
+    client: Client, redis_client: ArqRedis
 ) -> None:
-    async with served(drain_s=0):
+    executor = _Begun()
+    async with serving(redis_client, executor, drain_s=0):
         job = await client.submit(Job(argv=("sleep", "60"), attempts=2), tenant="acme")
-        await executor.began.wait()
+        await executor.begun.wait()
 
     async def is_back() -> bool:
         return not await redis_client.exists(keys.in_progress(job.id))
 
     await until(is_back)
+    starts = await cast("Awaitable[bytes]", redis_client.hget(keys.state(job.id), "starts"))
+    assert starts == b"1"
     assert await redis_client.exists(keys.job(job.id), keys.state(job.id)) == 2
     assert await _ends(redis_client, job.id) == {FOR_EVER}

@@ -124,7 +124,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     ] = 256 * 1024 * 1024
     drain_grace_s: Annotated[
         float,
-        Meta(ge=0, le=86_400, description="Seconds running jobs get to finish after SIGTERM."),
+        Meta(
+            ge=0,
+            le=86_400,
+            description="Seconds running jobs get to finish after SIGTERM. Then they are stopped,"
+            " which counts as an attempt.",
+        ),
     ] = 30.0
     keep_result_s: Annotated[
         float, Meta(ge=1, le=2_592_000, description="Seconds a result stays in Redis.")

@@ -106,9 +106,11 @@ class Consumer:
     async def drain(self, grace_s: float, *, hurry: anyio.Event | None = None) -> None:
         """Take no more jobs, and wait for those that run.
 
-        What still runs after ``grace_s`` seconds is stopped; what had not
-        started, or may be started again, goes back to its queue without
-        having used up an attempt. Returns when Redis knows how each ended.
+        What had not begun after ``grace_s`` seconds goes back to its queue as
+        if it had never been taken. A program that has begun is stopped, and
+        that counts as an attempt: its job goes back if it allows another one,
+        else it ends with :class:`corral.ErrWorkerLost`. Returns when Redis
+        knows how each ended.
 
         Args:
             grace_s: seconds.
