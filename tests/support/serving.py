@@ -7,6 +7,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 import anyio
 from arq.connections import ArqRedis
+from msgspec.structs import replace
 from support.null_executor import NullExecutor
 
 from corral import Policy, Result
@@ -30,15 +31,21 @@ class Watched(NullExecutor):
         self.running = 0
         self.most_running = 0
         self.began = anyio.Event()
+        """Set once a program runs."""
 
     async def execute(self, attempt: Attempt, stop: Stop) -> Result:
         Policy().narrowed(attempt.narrowing).enforce(attempt.job)
         self.started.append(attempt.job_id)
         self.running += 1
         self.most_running = max(self.most_running, self.running)
-        self.began.set()
+
+        async def begin() -> None:
+            if attempt.begin is not None:
+                await attempt.begin()
+            self.began.set()
+
         try:
-            return await super().execute(attempt, stop)
+            return await super().execute(replace(attempt, begin=begin), stop)
         finally:
             self.running -= 1
 
