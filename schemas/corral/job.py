@@ -14,6 +14,8 @@ from corral.errors import ErrInvalidJob
 
 MAX_ARGUMENT_BYTES = 1024 * 1024
 """Most bytes ``argv`` and ``env`` may hold together."""
+MAX_PROGRAM_BYTES = 4095
+"""Most bytes the program's name may hold: Linux takes no longer path (PATH_MAX)."""
 MAX_STDIN_BYTES = 16 * 1024 * 1024
 """Most bytes ``stdin`` may hold."""
 
@@ -148,6 +150,12 @@ class Job(
                 f"argv and env hold {size} bytes, at most {MAX_ARGUMENT_BYTES} are"
                 " accepted: send large data as stdin",
                 path="$.argv",
+            )
+        if self.argv and (length := _length(self.argv[0])) > MAX_PROGRAM_BYTES:
+            raise ErrInvalidJob(
+                f"the program's name holds {length} bytes, of which no path may hold more than"
+                f" {MAX_PROGRAM_BYTES}",
+                path="$.argv[0]",
             )
         if len(self.stdin) > MAX_STDIN_BYTES:
             raise ErrInvalidJob(

@@ -8,6 +8,7 @@ import anyio
 import pytest
 
 from corral import EffectiveLimits, ErrInvalidJob, ErrProgramNotFound, Job, Outcome
+from corral.job import MAX_ARGUMENT_BYTES, MAX_PROGRAM_BYTES
 from corral_worker.sandbox.lifecycle import Sandboxes
 from corral_worker.sandbox.outcome import Ending
 from corral_worker.sandbox.report import Report
@@ -86,9 +87,14 @@ async def test_a_shell_may_report_the_signal_that_ended_its_child(
         "/tmp",
         "no\nthing",
         "\N{SNOWMAN}",
-        pytest.param("x" * 5000, id="a long name"),
-        pytest.param("/" + "x" * 5000, id="a long part of a path"),
-        pytest.param("/x" * 3000, id="a long path"),
+        "/initial working directory",
+        "initial working directory",
+        '/initial working directory "',
+        "/starting sandbox: failed to find initial working directory",
+        pytest.param("x" * MAX_PROGRAM_BYTES, id="a long name"),
+        pytest.param("/" + "x" * (MAX_PROGRAM_BYTES - 1), id="a long part of a path"),
+        pytest.param("/x" * (MAX_PROGRAM_BYTES // 2), id="a long path"),
+        pytest.param("\x01" * MAX_PROGRAM_BYTES, id="a long name that takes much to be quoted"),
     ],
 )
 async def test_a_program_that_cannot_be_executed_is_no_fault_of_the_host(
@@ -100,6 +106,20 @@ async def test_a_program_that_cannot_be_executed_is_no_fault_of_the_host(
     assert "Exec" not in report.ending.message
     assert (report.stdout.data, report.stderr.data) == (b"", b"")
     assert (report.stderr.total, report.run_s) == (0, 0.0)
+
+
+@pytest.mark.parametrize("character", ["d", "<", "}", "\N{SNOWMAN}"])
+async def test_a_program_that_is_nowhere_on_a_long_path_is_no_fault_of_the_host(
+    sandboxes: Sandboxes, rootfs: Path, character: str
+) -> None:
+    # As long as a job may be. In what runsc and the sentry say of it, some take six bytes each.
+    path = "/" + character * ((MAX_ARGUMENT_BYTES - 20) // len(character.encode()))
+    job = Job(argv=("nothing",), env={"PATH": path})
+
+    report = await sandboxes.run(job, LIMITS, rootfs, Stop())
+
+    assert isinstance(report.ending, ErrProgramNotFound)
+    assert 'error finding executable "nothing" in PATH [/' in report.ending.message
 
 
 async def test_arguments_that_quote_the_runtimes_log_decide_nothing(

@@ -71,7 +71,10 @@ class Sentry:
             self.hangs = False
             await anyio.sleep_forever()
         for answer in self.answers:
-            await stream.send(answer)
+            try:
+                await stream.send(answer)
+            except anyio.BrokenResourceError:
+                return False  # whoever has asked has heard enough
             await anyio.lowlevel.checkpoint()
         return True
 
@@ -175,6 +178,24 @@ async def test_nonsense_is_an_error(
 
     with pytest.raises((RefusedError, SandboxLostError)):
         await sentry.control.create("job", within_s=SOON_S)
+
+
+@pytest.mark.parametrize(
+    "filler",
+    [b"d", b"}", b"\\u003c", "\N{SNOWMAN}".encode(), b"\xff", b"\\\\"],
+    ids=["letters", "braces", "escapes", "long characters", "no text", "backslashes"],
+)
+async def test_a_refusal_without_end_is_told_in_its_first_words(
+    sentry: Sentry, filler: bytes
+) -> None:
+    says = b'{"success":false,"err":"creating process: not on \\"PATH\\" ['
+    sentry.answers = [says + filler * 100_000 + b'"}']
+
+    with pytest.raises(RefusedError) as raised:
+        await sentry.control.create("job", within_s=SOON_S)
+
+    assert raised.value.words.startswith('creating process: not on "PATH" [')
+    assert len(raised.value.words) <= 4096
 
 
 NO_NUMBERS = [b'"done"', b"null", b"-1", b"1.5", b'"\xff"', b"[" * 5000 + b"]" * 5000]

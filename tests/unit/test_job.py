@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from corral import ErrInvalidJob, Job, Limits
-from corral.job import LOWEST, MAX_ARGUMENT_BYTES, MAX_STDIN_BYTES
+from corral.job import LOWEST, MAX_ARGUMENT_BYTES, MAX_PROGRAM_BYTES, MAX_STDIN_BYTES
 
 
 def test_a_job_needs_no_more_than_a_program() -> None:
@@ -27,6 +27,8 @@ def test_a_job_cannot_be_changed() -> None:
         ({"argv": ("a\0b",)}, "$.argv[0]"),
         ({"argv": ("sh", "-c", "\0")}, "$.argv[2]"),
         ({"argv": ("", "x")}, "$.argv[0]"),
+        ({"argv": ("a" * (MAX_PROGRAM_BYTES + 1),)}, "$.argv[0]"),
+        ({"argv": ("\N{EURO SIGN}" * (MAX_PROGRAM_BYTES // 3 + 1),)}, "$.argv[0]"),
         ({"env": {"A": "\0"}}, "$.env"),
         ({"cwd": "/workspace/../etc"}, "$.cwd"),
         ({"cwd": "/.."}, "$.cwd"),
@@ -54,6 +56,12 @@ def test_what_no_program_can_be_started_with_names_the_field(
 
     assert caught.value.path == path
     assert len(str(caught.value)) < 300
+
+
+def test_a_program_may_have_the_longest_path_there_is() -> None:
+    longest = "/" * MAX_PROGRAM_BYTES
+
+    assert Job(argv=(longest, "x" * 100_000)).argv[0] == longest
 
 
 @pytest.mark.parametrize("name", ["wall_s", "cpu_time_s", "cpus"])

@@ -203,6 +203,11 @@ def test_what_is_known_decides_how_a_program_ended(evidence: Evidence, expected:
                 ("a loop of links", f"{LOADING} /x: too many levels of symbolic links"),
                 ("of another machine", f"{LOADING} /x: exec format error"),
                 ("of no file", f"{LOADING} /proc/self/exe: invalid argument"),
+                (
+                    "named like a reason",
+                    f"{LOADING} /initial working directory: no such file or directory",
+                ),
+                ("named like another", NOT_FOUND.replace('"x"', '"initial working directory"')),
             )
         ),
         pytest.param(

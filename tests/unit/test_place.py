@@ -96,6 +96,14 @@ def test_an_empty_log_book_knows_nothing(place: Place) -> None:
     assert not book.begun
 
 
+def test_an_error_is_told_however_much_of_the_job_it_quotes(place: Place) -> None:
+    place.make(JOB, LIMITS, Path("/image"))
+    words = "error finding executable in PATH [" + "<" * 2**20
+    place.logs.errors.write_text(json.dumps({"msg": words}).replace("<", "\\u003c") + "\n")
+
+    assert place.log_book(Notes()).errors == (words,)
+
+
 def test_the_log_book_tells_what_was_written(place: Place) -> None:
     place.make(JOB, LIMITS, Path("/image"))
     place.logs.errors.write_bytes(b'{"msg":"broken","level":"error"}\nhalf a li')

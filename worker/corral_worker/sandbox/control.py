@@ -37,13 +37,14 @@ from corral_worker.sandbox.control_wire import (
     Start,
     Usage,
     WaitStatus,
+    beginning,
     reply,
     request,
     result,
 )
 
 _MOST_BYTES = 64 * 1024
-"""Longest reply: errors quote the job's strings, all else is short."""
+"""Longest reply that is read to its end: errors quote the job's strings, all else is short."""
 _WANT = 4096
 _AGAIN_AFTER_S = 0.002
 
@@ -213,5 +214,6 @@ async def _receive(control: socket.socket, method: str) -> Reply:
         if answer.endswith((b"}", b"}\n")) and (found := reply(answer, method)):
             return found
         if len(answer) > _MOST_BYTES:
-            raise RefusedError(method, f"a reply of more than {_MOST_BYTES} bytes")
+            said = beginning(answer)
+            raise RefusedError(method, said or f"a reply of more than {_MOST_BYTES} bytes")
         await anyio.lowlevel.checkpoint()

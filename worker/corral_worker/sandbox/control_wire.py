@@ -5,6 +5,8 @@ The names are those that gVisor's Go types have as JSON.
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping
 from typing import Annotated, TypeVar
 
@@ -84,6 +86,10 @@ WaitStatus = Annotated[int, Meta(ge=0, le=0xFFFF)]
 
 _Result = TypeVar("_Result")
 _REPLY = msgspec.json.Decoder(Reply)
+# Whole escapes only, and none of a surrogate: half of a pair is no text.
+_REFUSAL = re.compile(
+    rb'\{"success":false,"err":"((?:[^"\\]|\\["\\/bfnrt]|\\u(?![dD][89a-fA-F])[0-9a-fA-F]{4}){1,4096})'
+)
 _ENCODER = msgspec.json.Encoder()
 
 
@@ -104,6 +110,18 @@ def reply(answer: bytes | bytearray, method: str) -> Reply | None:
         raise RefusedError(method, f"not a reply: {error}") from error
     except msgspec.DecodeError:
         return None  # a brace in the midst of it
+
+
+def beginning(answer: bytes | bytearray) -> str:
+    """Return what a refusal that is too long to be read says first; nothing if it is none.
+
+    The reason for it stands there. Then comes what it quotes, as much as there may be of that.
+    """
+    found = _REFUSAL.match(answer)
+    if found is None:
+        return ""
+    words: str = json.loads(b'"%s"' % found[1].decode(errors="replace").encode(), strict=False)
+    return words
 
 
 def result(of: Reply, decoder: msgspec.json.Decoder[_Result], method: str) -> _Result:

@@ -61,6 +61,8 @@ _NO_PROGRAM = (
 )
 _NO_DIRECTORY = "initial working directory"
 _LOADING = ("starting sandbox: ", "failed to load ")
+# What comes after these is the job's own.
+_OF_PROGRAM = ("failed to load ", "failed to find executable ", "error finding executable ")
 # The sentry dies if the host refuses a thread for another process of the guest.
 _NO_MORE_TASKS = "failed to get clone"
 
@@ -162,12 +164,13 @@ def _never_started(evidence: Evidence) -> Ending | CorralError:
             retry_safety=safety,
         )
     for message in evidence.errors:
-        if _NO_DIRECTORY in message:
+        if _has_no_directory(message):
             return ErrInvalidJob("the directory is not in the image", path="$.cwd")
         if any(m in message for m in _LOADING) and any(m in message for m in _NO_PROGRAM):
-            _, _, reason = message.rpartition("starting sandbox: ")
+            _, words, reason = message.partition("starting sandbox: ")
             return ErrProgramNotFound(
-                f"the program cannot be executed in this image: {reason[:_DETAIL_LENGTH]}"
+                "the program cannot be executed in this image:"
+                f" {(reason if words else message)[:_DETAIL_LENGTH]}"
             )
     if _out_of_memory(evidence):
         return Ending(outcome=Outcome.OUT_OF_MEMORY)
@@ -176,6 +179,11 @@ def _never_started(evidence: Evidence) -> Ending | CorralError:
         retry_safety=safety,
         detail=_detail(evidence),
     )
+
+
+def _has_no_directory(message: str) -> bool:
+    before, words, _ = message.partition(_NO_DIRECTORY)
+    return bool(words) and not any(other in before for other in _OF_PROGRAM)
 
 
 def _was_killed(evidence: Evidence) -> bool:

@@ -23,6 +23,8 @@ from corral_worker.sandbox.state import check_sandbox_id
 from corral_worker.sandbox.verbs import Logs
 
 _LOG_BYTES = 256 * 1024
+_ERRORS_BYTES = 8 * 1024 * 1024
+"""A message quotes the job's PATH, of which there may be 1 MiB, as JSON."""
 _REMOVE_PAUSE_S = 0.005
 
 
@@ -120,8 +122,8 @@ class Place:
     def log_book(self, notes: Notes) -> LogBook:
         """Return what was written about the sandbox; files that are not there are empty."""
         return LogBook(
-            errors=tuple(error_messages(_read(self.logs.errors))),
-            panic=_read(self.logs.panic).decode(errors="replace"),
+            errors=tuple(error_messages(_read(self.logs.errors, most=_ERRORS_BYTES))),
+            panic=_read(self.logs.panic, most=_LOG_BYTES).decode(errors="replace"),
             wait_status=notes.wait_status,
             begun=notes.begun,
             run_s=notes.run_s,
@@ -168,14 +170,19 @@ def _host_limits(limits: EffectiveLimits) -> HostLimits:
     )
 
 
-def _read(file: Path) -> bytes:
+def _read(file: Path, *, most: int) -> bytes:
     try:
         descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return b""
     try:
-        return os.read(descriptor, _LOG_BYTES)
+        text = os.read(descriptor, _LOG_BYTES)
+        # Few need more than one reading, and a large one costs also where there is little.
+        while part := os.read(descriptor, most - len(text)) if len(text) >= _LOG_BYTES else b"":
+            text += part
     except OSError:
         return b""
+    else:
+        return text
     finally:
         os.close(descriptor)
