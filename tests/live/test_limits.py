@@ -47,10 +47,14 @@ async def test_a_program_that_runs_too_long_is_killed_and_its_output_kept(
 ) -> None:
     limits = EffectiveLimits(wall_s=2)
 
-    report = await sandboxes.run(shell("echo partial; sleep 1000"), limits, rootfs, Stop())
+    script = "echo partial; echo an error >&2; sleep 1000"
+
+    report = await sandboxes.run(shell(script), limits, rootfs, Stop())
 
     assert report.ending == Ending(outcome=Outcome.WALL_TIMEOUT, signal=9)
     assert report.stdout.data == b"partial\n"
+    # And nothing that runsc may have to say of the end.
+    assert (report.stderr.data, report.stderr.total) == (b"an error\n", 9)
     assert report.termination is not None
     assert report.termination.cause == Outcome.WALL_TIMEOUT
     assert report.termination.requested_by == "limit"
@@ -107,7 +111,7 @@ async def test_a_program_that_takes_too_much_memory_is_out_of_memory(
 
     assert isinstance(report.ending, Ending)
     assert report.ending.outcome == Outcome.OUT_OF_MEMORY
-    assert report.stdout.data == b"begun\n"
+    assert (report.stdout.data, report.stderr.data) == (b"begun\n", b"")
     assert report.counters.oom_kills > 0
     assert report.counters.peak_memory_bytes <= limits.memory_bytes + KERNEL_SLACK
     assert report.termination is None

@@ -100,6 +100,55 @@ def test_what_is_kept_on_disk_is_what_is_kept_in_memory(
     assert told(kept) == told(fed(limit, chunks).captured())
 
 
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    limit=st.integers(0, 40),
+    own=st.binary(max_size=120),
+    words=st.binary(max_size=30),
+    spools=st.booleans(),
+)
+def test_last_words_of_others_are_cut_as_if_they_had_not_been_said(
+    limit: int, own: bytes, words: bytes, *, spools: bool, tmp_path: Path
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(capture, "_IN_MEMORY", 4)
+        whole = [own[start : start + 7] for start in range(0, len(own), 7)] + [words]
+        kept = (
+            anyio.run(spooled, limit, whole, tmp_path)
+            if spools and limit > 4
+            else fed(limit, whole).captured()
+        )
+    tail = limit - limit // 2
+
+    kept.cut(words)
+
+    assert kept.total == len(own)
+    if len(own) + len(words) <= limit or len(own) <= limit // 2:
+        assert told(kept) == (own, len(own), None)
+    else:
+        # What their place was taken from is not there any more.
+        left = max(0, tail - len(words))
+        assert kept.data == own[: limit // 2] + own[len(own) - left :]
+        assert kept.gap == limit // 2
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(limit=st.integers(5, 40), own=st.binary(max_size=120), spools=st.booleans())
+def test_what_was_not_said_is_not_cut(
+    limit: int, own: bytes, *, spools: bool, tmp_path: Path
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(capture, "_IN_MEMORY", 4)
+        whole = [own + b"."]
+        kept = (
+            anyio.run(spooled, limit, whole, tmp_path) if spools else fed(limit, whole).captured()
+        )
+
+    kept.cut(b"more than that was")
+
+    assert told(kept) == told(fed(limit, whole).captured())
+
+
 async def test_a_flood_is_kept_without_its_memory_and_leaves_no_file(tmp_path: Path) -> None:
     numbers = b"".join(b"%07d\n" % number for number in range(500_000))
     chunks = [numbers[start : start + CHUNK] for start in range(0, len(numbers), CHUNK)]

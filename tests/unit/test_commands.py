@@ -226,6 +226,29 @@ async def test_it_can_be_cancelled_at_any_moment(
     assert owned_pids() == set()
 
 
+async def test_what_runsc_writes_to_a_programs_stderr_at_its_end_is_what_it_logs(
+    runsc: Runsc, script: Script, tmp_path: Path
+) -> None:
+    words = 'running container: urpc method "containerManager.Wait" failed: EOF'
+    seen = runsc.root / "fake" / "seen"
+    script("run", f"{RUNNING}while [ ! -e {seen} ]; do sleep 0.01; done\n{failed(words)}")
+    async with started(runsc, tmp_path) as containers:
+        seen.touch()
+        with pytest.raises(SandboxLostError):
+            await containers.wait("job", within_s=SOON_S)
+        assert containers.last_words("job") == words.encode() + b"\n"
+        assert containers.last_words("other") == b""
+
+
+async def test_a_runsc_that_saw_its_programs_end_writes_nothing(
+    runsc: Runsc, script: Script, tmp_path: Path
+) -> None:
+    script("run", RUNNING + ended(0))
+    async with started(runsc, tmp_path) as containers:
+        await containers.wait("job", within_s=SOON_S)
+        assert containers.last_words("job") == b""
+
+
 async def test_one_that_is_destroyed_lets_go_of_its_process_and_the_others_stay(
     runsc: Runsc, script: Script, tmp_path: Path
 ) -> None:

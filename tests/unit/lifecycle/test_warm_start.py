@@ -42,6 +42,9 @@ class Waiting:
     async def wait(self, container: str, *, within_s: float) -> int:
         return 0
 
+    def last_words(self, container: str) -> bytes:
+        return b""
+
     async def destroy(self, container: str, *, within_s: float) -> None: ...
 
 

@@ -37,6 +37,7 @@ class Captured:
         self.total = total
         self.gap = gap
         self._oldest = oldest
+        self._cut = 0
         self._memory = b""
         self._file: IO[bytes] | None = None
         self.on_disk = 0
@@ -73,7 +74,40 @@ class Captured:
         if self._file is None:
             return self._memory
         self._file.seek(0)
-        return _in_order(self._file.read(), self.gap, self._oldest)
+        kept = _in_order(self._file.read(), self.gap, self._oldest)
+        return kept[: len(kept) - self._cut]
+
+    def cut(self, words: bytes) -> None:
+        """Take off the stream's last bytes if they are these, as far as they were kept.
+
+        To be called once. What is :attr:`on_disk` is read: call it in a thread.
+
+        Raises:
+            OSError: the disk fails.
+        """
+        size = len(self._memory) if self._file is None else self.on_disk
+        # Before the gap is what was written first.
+        kept = min(len(words), size - (self.gap or 0))
+        if len(words) > self.total or (self.gap is None and kept < len(words)):
+            return
+        if self._last(kept) != words[len(words) - kept :]:
+            return
+        self.total -= len(words)
+        if self.gap is not None and self.total <= self.gap:
+            self.gap, kept = None, size - self.total
+        self._memory = self._memory[: size - kept]
+        self._cut = kept
+
+    def _last(self, size: int) -> bytes:
+        if self._file is None:
+            return self._memory[len(self._memory) - size :]
+        descriptor = self._file.fileno()
+        if self.gap is None:
+            return os.pread(descriptor, size, self.on_disk - size)
+        # They end where the oldest begin, and may go round the end of the file.
+        ahead = min(size, self._oldest - self.gap)
+        round_it = os.pread(descriptor, size - ahead, self.on_disk - (size - ahead))
+        return round_it + os.pread(descriptor, ahead, self._oldest - ahead)
 
 
 class Spool:

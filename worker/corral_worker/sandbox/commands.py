@@ -130,6 +130,12 @@ class RunscContainers:
             raise SandboxLostError(said or "runsc run did not say how the program ended")
         return status
 
+    def last_words(self, container: str) -> bytes:
+        """Return what runsc has logged at its end: it writes that to the program's stderr, too."""
+        found = self._containers.get(container)
+        said = _last_words(found) if found else ""
+        return f"{said}\n".encode() if said else b""
+
     async def destroy(self, container: str, *, within_s: float) -> None:
         """Let go of the process, which has forgotten the container itself at its end."""
         found = self._known(container)

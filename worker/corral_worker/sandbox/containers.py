@@ -91,6 +91,12 @@ class Containers(Protocol):
             TimeoutError: it has not ended in time.
         """
 
+    def last_words(self, container: str) -> bytes:
+        """Return what can stand in a program's standard error behind its own, of its sandbox's end.
+
+        Blocks for a millisecond: call it in a thread.
+        """
+
     async def destroy(self, container: str, *, within_s: float) -> None:
         """Forget a container whose program has ended, its file systems included.
 

@@ -231,7 +231,10 @@ class WarmStart:
 
     async def _evidence(self, life: Life) -> tuple[LogBook, tuple[Captured, Captured]]:
         def read() -> tuple[LogBook, tuple[Captured, Captured]]:
-            return self._log_book(), (life.stdout.captured(), life.stderr.captured())
+            streams = life.stdout.captured(), life.stderr.captured()
+            if self._wait_status is None:
+                streams[1].cut(self._containers.last_words(JOB))
+            return self._log_book(), streams
 
         if life.spools:
             return await in_thread(read, limiter=self._place.spool.writers)
