@@ -52,7 +52,7 @@ class Cgroup:
     runsc_path = "/corral/one"
 
     def __init__(self, pid: Path) -> None:
-        self._pid = pid
+        self.pid = pid
         self.refuses: CgroupError | None = None
         self.stays: CgroupError | None = None
         self.on_kill: Callable[[], None] = self.signal
@@ -84,7 +84,7 @@ class Cgroup:
 
     def processes(self) -> set[int]:
         try:
-            pid = int(self._pid.read_text())
+            pid = int(self.pid.read_text())
             state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
         except (FileNotFoundError, ValueError):
             return self.others

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import subprocess
+import termios
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import anyio
+import anyio.lowlevel
 import pytest
+from msgspec.structs import replace
 from support.cold_starts import HOLDINGS, JOB, LIMITS, ROOTFS, SOON_S, Cgroup, Cgroups
 
-from corral import ErrSandboxCreationFailed
+from corral import ErrProgramNotFound, ErrSandboxCreationFailed, Outcome
 from corral.result import StartWay
 from corral_worker.process.capture import Spool
 from corral_worker.process.child import child_process
 from corral_worker.sandbox.bundle import SandboxSpec
-from corral_worker.sandbox.containers import Streams
+from corral_worker.sandbox.containers import RefusedError, Streams
+from corral_worker.sandbox.outcome import Ending
 from corral_worker.sandbox.place import Place
 from corral_worker.sandbox.runsc import Runsc
 from corral_worker.sandbox.stop import Stop
@@ -31,6 +37,8 @@ class Waiting:
 
     def __init__(self) -> None:
         self.started = False
+        self.says: tuple[bytes, bytes] = (b"", b"")
+        self.refuses: RefusedError | None = None
 
     async def create(self, container: str, *, within_s: float) -> None: ...
 
@@ -38,14 +46,27 @@ class Waiting:
         self, container: str, spec: SandboxSpec, *, streams: Streams, within_s: float
     ) -> None:
         self.started = True
+        for stream, words in zip((streams.stdout, streams.stderr), self.says, strict=True):
+            os.write(stream, words)
+            while _unread(stream):
+                await anyio.lowlevel.checkpoint()
+        # Whoever was asked for its end because of that would be told here.
+        await anyio.lowlevel.checkpoint()
+        if self.refuses:
+            raise self.refuses
 
     async def wait(self, container: str, *, within_s: float) -> int:
-        return 0
+        await anyio.sleep(within_s)
+        raise TimeoutError
 
     def last_words(self, container: str) -> bytes:
         return b""
 
     async def destroy(self, container: str, *, within_s: float) -> None: ...
+
+
+def _unread(stream: int) -> bool:
+    return fcntl.ioctl(stream, termios.FIONREAD, bytes(4)) != bytes(4)
 
 
 @asynccontextmanager
@@ -63,6 +84,7 @@ async def taken(
             stdout=nothing,
             stderr=nothing,
         ) as child:
+            cgroup.pid.write_text(str(child.pid))
             yield WarmStart(
                 runsc=runsc, place=place, child=child, containers=waiting, start_timeout_s=SOON_S
             )
@@ -83,3 +105,34 @@ async def test_a_host_that_fails_when_limits_are_set_is_a_fault_and_nothing_was_
 
     assert raised.value.retry_safety == "not_started"
     assert not waiting.started
+
+
+TERSE = replace(LIMITS, output_kill_bytes=1)
+
+
+@pytest.mark.parametrize("says", [(b"hello\n", b""), (b"", b"hello\n")], ids=["stdout", "stderr"])
+async def test_a_program_that_says_too_much_before_it_is_known_to_run_is_killed_for_that(
+    runsc: Runsc, cgroup: Cgroup, runs: Path, says: tuple[bytes, bytes]
+) -> None:
+    waiting = Waiting()
+    waiting.says = says
+
+    async with taken(runsc, cgroup, runs, waiting) as start:
+        report = await start.run(JOB, TERSE, ROOTFS, Stop())
+
+    assert report.ending == Ending(outcome=Outcome.OUTPUT_EXCEEDED, signal=9)
+    assert (report.stdout.data, report.stderr.data) == says
+
+
+async def test_what_is_said_of_a_program_that_is_missing_is_not_too_much_of_its_own(
+    runsc: Runsc, cgroup: Cgroup, runs: Path
+) -> None:
+    waiting = Waiting()
+    waiting.says = (b"", b"running container: creating process: no such file or directory\n")
+    waiting.refuses = RefusedError("run", "failed to load /x: no such file or directory")
+
+    async with taken(runsc, cgroup, runs, waiting) as start:
+        report = await start.run(JOB, TERSE, ROOTFS, Stop())
+
+    assert isinstance(report.ending, ErrProgramNotFound)
+    assert report.stderr.data == b""

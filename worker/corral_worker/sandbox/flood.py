@@ -16,19 +16,32 @@ class OutputMeter:
     Args:
         most: bytes of all streams together.
         stop: the sandbox's.
+        begun: whether the end may be asked for already; else from :meth:`begin` on.
     """
 
-    def __init__(self, most: int, stop: Stop) -> None:
+    def __init__(self, most: int, stop: Stop, *, begun: bool = True) -> None:
         self._left = most
         self._stop = stop
+        self._begun = begun
+
+    def begin(self) -> None:
+        """Ask for the end from now on, and now if it has been too much already.
+
+        Before it was known that the program runs, others may have written, of why it does not.
+        """
+        self._begun = True
+        self._check()
 
     def before(self, feed: Callable[[bytes], None]) -> Callable[[bytes], None]:
         """Return a feed that counts, then feeds."""
 
         def count(chunk: bytes) -> None:
             self._left -= len(chunk)
-            if self._left < 0:
-                self._stop.request("output_exceeded")
+            self._check()
             feed(chunk)
 
         return count
+
+    def _check(self) -> None:
+        if self._begun and self._left < 0:
+            self._stop.request("output_exceeded")

@@ -27,6 +27,7 @@ from corral_worker.sandbox.cgroup import CgroupError
 from corral_worker.sandbox.cgroup_host import CgroupHost
 from corral_worker.sandbox.control import ControlSocket
 from corral_worker.sandbox.enforce import enforcing
+from corral_worker.sandbox.flood import OutputMeter
 from corral_worker.sandbox.holdings import Holdings
 from corral_worker.sandbox.host_failure import host_failures
 from corral_worker.sandbox.ladder import Ladder, Life
@@ -178,7 +179,7 @@ class ColdStart:
         ):
             watch = self._watch(place, limits, life, stop, tasks)
             with Reading(tasks) as reading:
-                pipes.listen(reading, limits, life, stop)
+                pipes.listen(reading, life, OutputMeter(limits.output_kill_bytes, stop))
                 reading.read(notes, watch.note, pause_s=_gulp_s(limits.wall_s))
                 pipes.speak(tasks)
                 try:

@@ -9,13 +9,12 @@ from typing import Self
 
 import anyio.abc
 
-from corral import EffectiveLimits, Job
+from corral import Job
 from corral_worker.process.output import Pipe, supply
 from corral_worker.process.reading import Reading
 from corral_worker.sandbox.containers import Streams
 from corral_worker.sandbox.flood import OutputMeter
 from corral_worker.sandbox.ladder import Life
-from corral_worker.sandbox.stop import Stop
 
 
 class Pipes:
@@ -60,9 +59,8 @@ class Pipes:
         for pipe in filter(None, (self._stdin, self._stdout, self._stderr)):
             pipe.close(pipe.theirs)
 
-    def listen(self, reading: Reading, limits: EffectiveLimits, life: Life, stop: Stop) -> None:
-        """Have what the program writes kept, and its end asked for when that is too much."""
-        meter = OutputMeter(limits.output_kill_bytes, stop)
+    def listen(self, reading: Reading, life: Life, meter: OutputMeter) -> None:
+        """Have what the program writes counted and kept."""
         for pipe, output in ((self._stdout, life.stdout), (self._stderr, life.stderr)):
             reading.read(pipe.ours, meter.before(output.feed), settling=output)
 

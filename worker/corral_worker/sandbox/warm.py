@@ -26,6 +26,7 @@ from corral_worker.sandbox.containers import (
 )
 from corral_worker.sandbox.control import ControlSocket
 from corral_worker.sandbox.enforce import enforcing
+from corral_worker.sandbox.flood import OutputMeter
 from corral_worker.sandbox.host_failure import host_failures
 from corral_worker.sandbox.ladder import Ladder, Life, kill_until_empty
 from corral_worker.sandbox.notes import Notes
@@ -137,13 +138,15 @@ class WarmStart:
         with Pipes(job) as pipes:
             async with anyio.create_task_group() as tasks:
                 with Reading(tasks) as reading:
-                    pipes.listen(reading, limits, life, stop)
+                    meter = OutputMeter(limits.output_kill_bytes, stop, begun=False)
+                    pipes.listen(reading, life, meter)
                     try:
                         with anyio.CancelScope() as scope, stop.cancelling(scope):
                             if stop.cause is None:
                                 spec = self._place.spec(job, limits, rootfs)
                                 await self._start(spec, pipes, life, stop)
                             if life.running is not None:
+                                meter.begin()
                                 pipes.speak(tasks)
                                 with enforcing(
                                     limits, counters, self._control, stop, tasks, since=life.running
