@@ -12,6 +12,7 @@ import anyio
 import pytest
 from arq.connections import ArqRedis
 from support.serving import SOON_S, Serving, Watched, nothing_is_left
+from support.stops import asked
 
 import corral
 from corral import (
@@ -99,7 +100,7 @@ async def test_a_drain_hands_back_what_was_claimed_and_not_begun_without_using_a
 ) -> None:
     async def prepare(attempt: Attempt, stop: Stop) -> Result:
         executor.began.set()
-        await stop.wait()  # as if its image were still being fetched
+        await asked(stop)  # as if its image were still being fetched
         raise ErrWorkerLost("stopped before the program started", retry_safety="not_started")
 
     jobs = await client.submit_many(

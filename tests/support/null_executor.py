@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 import anyio
+from support.stops import asked
 
 from corral import ErrWorkerLost, Outcome, Result
 from corral_worker.executor.executor import Attempt
@@ -27,7 +28,7 @@ class NullExecutor:
         began = time.monotonic()
         if started and job.argv[0] == "sleep":
             with anyio.move_on_after(float(job.argv[1])):
-                await stop.wait()
+                await asked(stop)
         if stop.cause == "cancelled":
             return Result(outcome=Outcome.CANCELLED, labels=job.labels)
         if stop.cause is not None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import anyio
 import pytest
+from support.stops import asked
 from support.threads import none_left
 
 from corral import EffectiveLimits
@@ -27,12 +28,6 @@ def _often(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_LOOK_S", 0.001)
 
 
-async def asked(stop: Stop) -> None:
-    """Return when somebody asks for the end."""
-    with anyio.CancelScope() as scope, stop.cancelling(scope), anyio.fail_after(SOON_S):
-        await anyio.sleep_forever()
-
-
 async def test_a_wall_limit_holds_though_the_counters_cannot_be_read() -> None:
     stop, answers, reads = Stop(), threading.Event(), 0
 
@@ -46,7 +41,8 @@ async def test_a_wall_limit_holds_though_the_counters_cannot_be_read() -> None:
         limits = EffectiveLimits(wall_s=0.1)
         with enforcing(limits, hangs, NOWHERE, stop, tasks, since=time.monotonic()):
             try:
-                await asked(stop)
+                with anyio.fail_after(SOON_S):
+                    await asked(stop)
             finally:
                 answers.set()
 

@@ -15,7 +15,6 @@ class Stop:
     """Why and when a sandbox is to end. The first request counts, later ones change nothing."""
 
     def __init__(self) -> None:
-        self._event = anyio.Event()
         self._scopes: list[anyio.CancelScope] = []
         self.cause: KillCause | None = None
         self.requested_at = 0.0
@@ -26,13 +25,8 @@ class Stop:
         if self.cause is None:
             self.cause = cause
             self.requested_at = time.monotonic()
-            self._event.set()
             for scope in self._scopes:
                 scope.cancel()
-
-    async def wait(self) -> None:
-        """Wait until somebody asks."""
-        await self._event.wait()
 
     @contextmanager
     def cancelling(self, scope: anyio.CancelScope) -> Iterator[None]:
