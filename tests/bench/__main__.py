@@ -55,7 +55,7 @@ async def measure(
             "throughput": lambda: throughput.measure(
                 concurrencies=(LANES,) if quick else (LANES // 2, LANES),
                 turns=1 if quick else 5,
-                turn_s=2 if quick else 3,
+                turn_s=1 if quick else 5,
             ),
             "ends": lambda: bench_kill.measure(_KILLS, figures),
             "output": lambda: burden.output(on, bares, figures, runs=3),

@@ -33,8 +33,10 @@ from bench.processors import Processors
 from bench.served import Plan, serving
 from bench.stock import stock_worker
 
-_RAMP_S = 0.5
-"""The beginning of each turn, which does not count: until all are at it."""
+_RAMP_S = 1.0
+"""The beginning of each turn, which does not count: until the first jobs have ended. Those of a way
+that starts cold end together, after half a second and more, which would count as a gain; where
+sandboxes wait some end at once."""
 _WAITING = 2
 """Jobs that callers have under way, for each that can run: so that none of the places is free."""
 _STOCK_WAITING = 4
