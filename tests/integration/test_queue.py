@@ -39,6 +39,12 @@ SLEEP = Job(argv=("sleep", "60"))
 NAP = Job(argv=("sleep", "0.05"))
 
 
+async def _starts(redis: ArqRedis, job_id: str) -> int:
+    """Return how often a job's program may have begun."""
+    value = await cast("Awaitable[bytes | None]", redis.hget(keys.state(job_id), "starts"))
+    return int(value or 0)
+
+
 async def test_two_workers_keep_one_cap(
     client: Client, redis_client: ArqRedis, served: Serving, executor: Watched
 ) -> None:
@@ -82,7 +88,7 @@ async def test_a_drained_worker_hands_back_what_its_grace_does_not_suffice_for(
 
     executor.began = anyio.Event()
     async with served(slots=1, drain_s=0.05):
-        again = await client.submit(Job(argv=("sleep", "0.3"), attempts=2), tenant="acme")
+        again = await client.submit(Job(argv=("sleep", "1"), attempts=2), tenant="acme")
         await executor.began.wait()
     assert await again.status() is corral.JobStatus.QUEUED
 
@@ -112,10 +118,7 @@ async def test_a_drain_hands_back_what_was_claimed_and_not_begun_without_using_a
             await executor.began.wait()
     for job in jobs:
         assert await job.status() is corral.JobStatus.QUEUED
-        starts = await cast(
-            "Awaitable[bytes | None]", redis_client.hget(keys.state(job.id), "starts")
-        )
-        assert int(starts or 0) == 0
+        assert await _starts(redis_client, job.id) == 0
         assert await redis_client.zscore(keys.DEADLINES, job.id) is not None
 
     async with served():
@@ -150,10 +153,7 @@ async def test_jobs_that_are_claimed_as_the_host_runs_short_go_back_without_usin
                     while await job.status() is not corral.JobStatus.QUEUED:
                         await anyio.sleep(0.01)
         for job in jobs:
-            starts = await cast(
-                "Awaitable[bytes | None]", redis_client.hget(keys.state(job.id), "starts")
-            )
-            assert int(starts or 0) == 0
+            assert await _starts(redis_client, job.id) == 0
 
         gate.set(frozenset())
         for job in jobs:

@@ -13,6 +13,7 @@ import anyio
 import pytest
 from structlog.testing import capture_logs
 from support.cold_starts import HOLDINGS, JOB, LIMITS, ROOTFS, SOON_S, Cgroup, Cgroups, left
+from support.threads import none_left
 
 from corral import Outcome
 from corral_worker.process.capture import Spool
@@ -142,6 +143,20 @@ async def test_those_that_die_at_the_same_time_are_deleted_by_one_runsc(
     assert verbs() == ["delete"]
     assert [word for word in argv("delete") if word in IDS] == [IDS[0], IDS[2]]
     assert left(runsc, runs) == []
+
+
+async def test_what_no_thread_was_free_to_remove_is_told_as_left(
+    runsc: Runsc, cgroup: Cgroup, runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_WITHIN_S", 0.05)
+    (remains,) = dead(IDS[:1], runs, cgroup)
+
+    with capture_logs() as logs:
+        async with none_left():
+            await module.remove(runsc, [remains])
+
+    assert remains.left == (f"{IDS[0]}: no thread was free to remove it",)
+    assert [entry["event"] for entry in logs] == ["sandbox.leftovers"]
 
 
 async def test_what_is_still_to_be_removed_at_the_end_is_removed_then(

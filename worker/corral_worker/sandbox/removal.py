@@ -101,7 +101,7 @@ async def remove(runsc: Runsc, dead: Sequence[Remains]) -> None:
     Whatever fails here is logged: it is no job's trouble.
     """
     log = structlog.get_logger()
-    with anyio.move_on_after(_WITHIN_S, shield=True):
+    with anyio.move_on_after(_WITHIN_S, shield=True) as bounded:
         to_delete = tuple(remains.place.id for remains in dead if remains.to_delete)
         if to_delete:
             try:
@@ -112,6 +112,9 @@ async def remove(runsc: Runsc, dead: Sequence[Remains]) -> None:
                 log.exception("sandbox.not_deleted", sandboxes=to_delete)
         await in_thread(_remove_each, runsc, dead)
     for remains in dead:
+        if bounded.cancelled_caught:
+            # What has begun in a thread is not cut short: nothing was removed.
+            remains.left = (f"{remains.place.id}: no thread was free to remove it",)
         if remains.left:
             log.error("sandbox.leftovers", sandbox=remains.place.id, leftovers=remains.left)
 
